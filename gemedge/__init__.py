@@ -1,0 +1,36 @@
+"""gemedge takes a network trained with GEM activations to a microcontroller, with integers only.
+
+Importing this package loads NumPy and nothing else.
+"""
+
+from gemedge.activation import Activation, Branch, epsilon_from_denominator
+from gemedge.errors import (
+    ActivationError,
+    DataError,
+    FormatError,
+    GemedgeError,
+    ModelError,
+    OutputError,
+    PromiseError,
+    QuantizationError,
+    UnsupportedError,
+    UsageError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Activation",
+    "ActivationError",
+    "Branch",
+    "DataError",
+    "FormatError",
+    "GemedgeError",
+    "ModelError",
+    "OutputError",
+    "PromiseError",
+    "QuantizationError",
+    "UnsupportedError",
+    "UsageError",
+    "epsilon_from_denominator",
+]

@@ -1,0 +1,5 @@
+"""`python -m gemedge` is `gemedge`."""
+
+from gemedge.cli import main
+
+main()

@@ -1,0 +1,41 @@
+"""How the commands print: tables, one-line messages, and text that came from a file made harmless."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+
+def one_line(text: str) -> str:
+    """The text with every control and unencodable character escaped, on one line."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    encoding = sys.stderr.encoding or "ascii"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def note(message: str, *, quiet: bool) -> None:
+    """A line about progress or a warning, on standard error."""
+    if not quiet:
+        click.echo(f"gemedge: {one_line(message)}", err=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on standard output; plain text where that is no terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD if sys.stdout.isatty() else box.ASCII2)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    console.print(table)

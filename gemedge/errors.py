@@ -1,0 +1,63 @@
+"""Every error that gemedge raises on purpose.
+
+A message names the thing, its value, and what is allowed, in one line. `exit_status` is what the
+command line ends with; anything that is not a GemedgeError is a bug of ours and keeps its traceback.
+"""
+
+
+class GemedgeError(Exception):
+    """The common parent, so that a caller can catch all of ours and nothing else."""
+
+    exit_status = 70
+
+
+class ActivationError(GemedgeError, ValueError):
+    """An activation function that cannot be: n, epsilon or a branch outside its domain."""
+
+    exit_status = 2
+
+
+class FormatError(GemedgeError, ValueError):
+    """A number format that cannot be, or that the operation does not take."""
+
+    exit_status = 2
+
+
+class UsageError(GemedgeError, ValueError):
+    """Arguments that contradict each other or miss something."""
+
+    exit_status = 2
+
+
+class PromiseError(GemedgeError):
+    """A check failed: the result would differ from what gemedge promises."""
+
+    exit_status = 1
+
+
+class ModelError(GemedgeError):
+    """A model file that is damaged, hostile, or not what it says it is."""
+
+    exit_status = 3
+
+
+class UnsupportedError(GemedgeError):
+    """A sound model that asks for something gemedge does not do."""
+
+    exit_status = 4
+
+
+class DataError(GemedgeError):
+    """Input data that is damaged or does not fit the model."""
+
+    exit_status = 5
+
+
+class QuantizationError(DataError):
+    """Values that have no integer in the format asked for."""
+
+
+class OutputError(GemedgeError):
+    """A result that could not be written."""
+
+    exit_status = 6

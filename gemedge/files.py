@@ -1,0 +1,115 @@
+"""Whole files or none: every file that gemedge writes goes through here.
+
+A file is written beside its place under a temporary name, flushed to the disk and renamed. A reader sees
+the old bytes or the new ones. What a killed run leaves behind is removed by the next run in that folder:
+a writer holds a lock on its temporary file, so one that can be locked has no writer.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from gemedge.errors import OutputError
+
+_PREFIX = ".gemedge-"
+_SUFFIX = ".tmp"
+
+
+def refuse_existing(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Raise OutputError now, before long work, where `write` could not put a file at path later."""
+    target = Path(os.path.realpath(path))
+    if any(target == Path(os.path.realpath(source)) for source in inputs):
+        raise OutputError(f"{path} is the input; name another output with -o")
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder; name a file with -o")
+    if target.exists() and not force:
+        raise OutputError(f"{path} exists; --force replaces it")
+    if not target.parent.is_dir():
+        raise OutputError(f"{path}: the folder {target.parent} does not exist")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: the folder {target.parent} is not writable")
+
+
+def write(files: Mapping[Path, bytes | memoryview], *, force: bool) -> None:
+    """Write all files or none; the last one named appears last.
+
+    A path that is a symbolic link is followed. Raises OutputError naming the file and the cause, and
+    leaves what stood there before.
+    """
+    with ExitStack() as stack:
+        temporaries = {path: stack.enter_context(_temporary(path, data)) for path, data in files.items()}
+        for path, temporary in temporaries.items():
+            _rename(temporary, path, force)
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes | memoryview) -> Iterator[Path]:
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        _remove_stale(folder)
+        name, descriptor = _create_locked(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        yield name
+    finally:
+        with suppress(FileNotFoundError):
+            name.unlink()
+        os.close(descriptor)
+
+
+def _create_locked(folder: Path) -> tuple[Path, int]:
+    for attempt in range(1000):
+        name = folder / f"{_PREFIX}{os.getpid()}-{attempt}{_SUFFIX}"
+        try:
+            descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(name).st_ino == os.fstat(descriptor).st_ino:  # not swept between creating and locking
+                return name, descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        os.close(descriptor)
+    raise OSError(0, "no free temporary name in its folder")
+
+
+def _remove_stale(folder: Path) -> None:
+    for leftover in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest[: 1 << 26]) :]
+
+
+def _rename(temporary: Path, path: Path, force: bool) -> None:
+    target = os.path.realpath(path)
+    try:
+        if force:
+            os.replace(temporary, target)
+        else:
+            os.link(temporary, target)  # unlike a rename, fails where another run was faster
+        folder = os.open(os.path.dirname(target), os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except FileExistsError as error:
+        raise OutputError(f"{path} exists; --force replaces it") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,70 @@
+"""The judge: what the numbers must be, in exact rational arithmetic, straight from the definitions.
+
+Nothing here imports gemedge. Slow and plain on purpose.
+"""
+
+from fractions import Fraction
+from math import factorial
+
+
+def gem(n: int, epsilon: Fraction, x: Fraction) -> Fraction:
+    t = abs(x) / epsilon
+    return x * t ** (2 * n) / (1 + t ** (2 * n)) if x > 0 else Fraction(0)
+
+
+def segem(n: int, epsilon: Fraction, x: Fraction) -> Fraction:
+    t = abs(x) / epsilon
+    return x if x > 0 else -epsilon * (1 - 1 / sum((t**k for k in range(2 * n + 1)), Fraction(0)))
+
+
+class Series:
+    """A power series in h, cut off after h^order: arithmetic on it gives derivatives."""
+
+    def __init__(self, coefficients: list[Fraction]) -> None:
+        self.c = coefficients
+
+    def __add__(self, other: "Series") -> "Series":
+        return Series([a + b for a, b in zip(self.c, other.c, strict=True)])
+
+    def __mul__(self, other: "Series") -> "Series":
+        return Series(
+            [sum((self.c[i] * other.c[k - i] for i in range(k + 1)), Fraction(0)) for k in range(len(self.c))]
+        )
+
+    def __truediv__(self, other: "Series") -> "Series":
+        quotient: list[Fraction] = []
+        for k in range(len(self.c)):
+            known = sum((quotient[i] * other.c[k - i] for i in range(k)), Fraction(0))
+            quotient.append((self.c[k] - known) / other.c[0])
+        return Series(quotient)
+
+
+def _constant(value: Fraction | int, order: int) -> Series:
+    return Series([Fraction(value)] + [Fraction(0)] * order)
+
+
+def _power(base: Series, exponent: int) -> Series:
+    result = _constant(1, len(base.c) - 1)
+    for _ in range(exponent):
+        result = result * base
+    return result
+
+
+def derivatives(family: str, n: int, epsilon: Fraction, x: Fraction, order: int, right: bool) -> list[Fraction]:
+    """The derivatives 0 .. order at x of the branch for x > 0 (right) or x < 0."""
+    h = Series([x, Fraction(1)] + [Fraction(0)] * order) if order else Series([x])
+    h = Series(h.c[: order + 1])
+    sign = 1 if right else -1
+    t = h * _constant(sign / epsilon, order)
+    one = _constant(1, order)
+    if family == "gem":
+        power = _power(t, 2 * n)
+        value = h * power / (one + power) if right else _constant(0, order)
+    elif right:
+        value = h
+    else:
+        total = one
+        for k in range(1, 2 * n + 1):
+            total = total + _power(t, k)
+        value = _constant(epsilon, order) * (one / total + _constant(-1, order))
+    return [coefficient * factorial(k) for k, coefficient in enumerate(value.c)]
