@@ -71,6 +71,10 @@ class Branch:
         affine = poly.multiply((self.offset, self.slope), self.denominator)
         return poly.add(affine, self.numerator), self.denominator
 
+    def derivative_quotient(self, order: int) -> tuple[poly.Polynomial, poly.Polynomial]:
+        """N and D with N / D^(order + 1) the derivative of that order with respect to t."""
+        return _derivative_quotient(self, order)
+
     def __str__(self) -> str:
         return (
             f"branch(slope={self.slope}, offset={self.offset}, "
