@@ -1,0 +1,181 @@
+"""A live module or exported program: its example, its probes, and what it gives on them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
+
+from gemedge.capture import Captured, trace
+from gemedge.capture.inputs import Arrays, probes, random_input
+from gemedge.capture.trace import Dimensions
+from gemedge.errors import DataError, UnsupportedError, UsageError
+
+_NUMPY_NAMES = {torch.bfloat16: "float32"}
+
+
+def example_of(model: nn.Module, example: Any) -> dict[str, Tensor] | tuple[Tensor, ...]:
+    """The example as tensors on the CPU: one, a sequence, or a dict by input name.
+
+    Float arrays take the type of the model's first float parameter: NumPy's default is not torch's.
+    """
+    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+    def tensor(value: Any) -> Tensor:
+        if isinstance(value, np.ndarray | np.generic | int | float):
+            made = torch.from_numpy(np.asarray(value).copy())
+            return made.to(wanted) if wanted is not None and made.is_floating_point() else made
+        if not isinstance(value, Tensor):
+            raise UsageError(f"an example must be tensors or NumPy arrays, not {type(value).__name__}")
+        return value.detach().cpu()
+
+    if isinstance(example, Mapping):
+        return {name: tensor(value) for name, value in example.items()}
+    if isinstance(example, tuple | list):
+        return tuple(map(tensor, example))
+    return (tensor(example),)
+
+
+def program(
+    model: nn.Module, example: Mapping[str, Tensor] | Sequence[Tensor], dynamic: Dimensions | None
+) -> ExportedProgram:
+    """trace() of the module on the CPU, with the very example given as its example inputs."""
+    moved = model if all(p.device.type == "cpu" for p in model.parameters()) else model.cpu()
+    return trace.trace(moved, example, dynamic)
+
+
+def captured(
+    program: ExportedProgram, opset: int, dynamic: Dimensions | None = None, example: Sequence[np.ndarray] | None = None
+) -> Captured:
+    """The float ONNX model of a program, with its outputs on probes made from the example.
+
+    example: one array for each tensor input, in order; None takes the program's own, or makes one.
+    """
+    model = trace.to_onnx(program, opset, dynamic)
+    tensors = _checked_example(program, example) if example is not None else _own_example(program)
+    names = [value.name or "" for value in model.graph.inputs]
+    if len(names) != len(tensors):
+        raise UnsupportedError(f"the model has {len(tensors)} tensor inputs, its ONNX form {len(names)}")
+    arrays = {name: _array(tensor) for name, tensor in zip(names, tensors, strict=True)}
+    made = probes(arrays, _batch_is_free(model))
+    outputs = [value.name or "" for value in model.graph.outputs]
+    run = _Runner(program, outputs)
+    expected = {"example": run(list(made["example"].values()))}
+    notes = _weight_notes(model)
+    for name, inputs in made.items():
+        try:
+            expected.setdefault(name, run(list(inputs.values())))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            notes.append(f"not compared on {name}: the model itself fails there ({reason[:120]})")
+    return Captured(model, {name: made[name] for name in expected}, expected, tuple(notes))
+
+
+class _Runner:
+    """Runs a program on arrays for its tensor inputs, in order; outputs by the names of the ONNX model's."""
+
+    def __init__(self, program: ExportedProgram, outputs: Sequence[str]) -> None:
+        self._module = program.module()
+        self._names = list(outputs)
+        placeholders = _user_inputs(program)
+        self._dtypes = [value.dtype if isinstance(value, Tensor) else None for value in placeholders]
+        self._constants = placeholders
+        self._spec = program.call_spec.in_spec
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> Arrays:
+        given = iter(arrays)
+        leaves = [
+            torch.from_numpy(np.array(next(given))).to(dtype) if dtype is not None else constant
+            for dtype, constant in zip(self._dtypes, self._constants, strict=True)
+        ]
+        if self._spec is None:
+            raise UnsupportedError("the program does not say how it is called")
+        arguments, keywords = pytree.tree_unflatten(leaves, self._spec)
+        with torch.no_grad():
+            result = self._module(*arguments, **keywords)
+        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if len(tensors) != len(self._names):
+            raise UnsupportedError(f"the model returns {len(tensors)} tensors, its ONNX form {len(self._names)}")
+        return {name: _array(tensor) for name, tensor in zip(self._names, tensors, strict=True)}
+
+
+def _user_inputs(program: ExportedProgram) -> list[Any]:
+    """For each user input, its fake tensor (which knows type and shape) or its constant value."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    found = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            argument = spec.arg
+            found.append(
+                values[argument.name] if isinstance(argument, TensorArgument) else getattr(argument, "value", None)
+            )
+    return found
+
+
+def _own_example(program: ExportedProgram) -> list[Tensor]:
+    if program.example_inputs is not None:
+        return [leaf.detach().cpu() for leaf in pytree.tree_leaves(program.example_inputs) if isinstance(leaf, Tensor)]
+    values = [value for value in _user_inputs(program) if isinstance(value, Tensor)]
+    return [
+        torch.from_numpy(np.array(random_input(_sizes(program, value), _dtype_name(value.dtype), seed))).to(value.dtype)
+        for seed, value in enumerate(values)
+    ]
+
+
+def _checked_example(program: ExportedProgram, example: Sequence[np.ndarray]) -> list[Tensor]:
+    """The example in the program's types, or DataError where a shape or kind of number does not fit."""
+    inputs = [value for value in _user_inputs(program) if isinstance(value, Tensor)]
+    if len(inputs) != len(example):
+        raise DataError(f"the example has {len(example)} arrays; the model takes {len(inputs)}")
+    tensors = []
+    for index, (value, array) in enumerate(zip(inputs, example, strict=True)):
+        fits = len(value.shape) == array.ndim and all(
+            not isinstance(size, int) or size == given for size, given in zip(value.shape, array.shape, strict=False)
+        )
+        if not fits:
+            shape = ", ".join(str(size) if isinstance(size, int) else "?" for size in value.shape)
+            raise DataError(f"example {index} has shape {list(array.shape)}; the model takes [{shape}]")
+        if (array.dtype.kind == "f") != value.is_floating_point():
+            raise DataError(f"example {index} has type {array.dtype}; the model takes {value.dtype}")
+        tensors.append(torch.from_numpy(np.array(array)).to(value.dtype))
+    return tensors
+
+
+def _sizes(program: ExportedProgram, value: Tensor) -> list[int]:
+    """Sizes with every free symbol at two, or the nearest that its range permits."""
+    free = {
+        symbol: int(max(bounds.lower, min(2, bounds.upper))) for symbol, bounds in program.range_constraints.items()
+    }
+    return [
+        size if isinstance(size, int) else int(size.node.expr.xreplace(free))
+        for size in value.shape
+    ]
+
+
+def _batch_is_free(model: ir.Model) -> bool:
+    firsts = [value.shape[0] if value.shape else None for value in model.graph.inputs]
+    return bool(firsts) and len({str(size) for size in firsts}) == 1 and isinstance(firsts[0], ir.SymbolicDim)
+
+
+def _weight_notes(model: ir.Model) -> list[str]:
+    notes = []
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy()).all():
+            notes.append(f"weight {name!r} holds NaN or infinity; it is exported as it is")
+    return notes
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.asarray(
+        (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().contiguous().numpy()
+    )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return _NUMPY_NAMES.get(dtype, str(dtype).removeprefix("torch."))
