@@ -139,12 +139,12 @@ def directory(view: memoryview) -> tuple[list[Entry], int]:
 
 def _end(view: memoryview) -> tuple[int, int, int, int]:
     at = len(view) - _END.size
-    if at < 0 or view[at : at + 4] != b"PK\5\6":
+    if at < 0 or not _has(view, at, b"PK\5\6"):
         raise ModelError("it is a zip archive without an end record: cut short, or with bytes added")
     _, disk, start_disk, here, count, size, start, comment = _END.unpack_from(view, at)
     if comment:
         raise ModelError("its end record announces a comment that is not there")
-    if at < _LOCATOR.size or view[at - _LOCATOR.size : at - _LOCATOR.size + 4] != b"PK\6\7":
+    if at < _LOCATOR.size or not _has(view, at - _LOCATOR.size, b"PK\6\7"):
         if disk or start_disk or here != count:
             raise ModelError("it is a part of a multi-disk archive")
         return count, size, start, at
@@ -157,7 +157,7 @@ def _end(view: memoryview) -> tuple[int, int, int, int]:
 
 def _end64(view: memoryview, locator_at: int) -> tuple[int, int, int, int]:
     _, disk, at, disks = _LOCATOR.unpack_from(view, locator_at)
-    if at + _END64.size != locator_at or view[at : at + 4] != b"PK\6\6":
+    if at + _END64.size != locator_at or not _has(view, at, b"PK\6\6"):
         raise ModelError(f"its zip64 end record is not at {at}, where its locator says")
     _, length, _, _, own_disk, start_disk, here, count, size, start = _END64.unpack_from(view, at)
     if length != _END64.size - 12:
@@ -168,7 +168,7 @@ def _end64(view: memoryview, locator_at: int) -> tuple[int, int, int, int]:
 
 
 def _central(view: memoryview, at: int, stop: int) -> tuple[Entry, int]:
-    if at + _CENTRAL.size > stop or view[at : at + 4] != b"PK\1\2":
+    if at + _CENTRAL.size > stop or not _has(view, at, b"PK\1\2"):
         raise ModelError(f"its central directory is damaged at {at}")
     _, _, _, flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment, disk, _, _, offset = (
         _CENTRAL.unpack_from(view, at)
@@ -225,6 +225,10 @@ def _common_folder(entries: list[Entry]) -> str:
     return folders.pop()
 
 
+def _has(view: memoryview, at: int, signature: bytes) -> bool:
+    return bytes(view[at : at + 4]) == signature
+
+
 # One record
 
 
@@ -243,7 +247,7 @@ def _check_entry(entry: Entry) -> None:
 
 def _content(view: memoryview, entry: Entry, limit: int) -> tuple[memoryview, int]:
     """A record's bytes and where it ends, its local header, descriptor and CRC-32 agreeing with `entry`."""
-    if entry.offset + _LOCAL.size > limit or view[entry.offset : entry.offset + 4] != b"PK\3\4":
+    if entry.offset + _LOCAL.size > limit or not _has(view, entry.offset, b"PK\3\4"):
         raise ModelError(f"record {entry.name!r} has no local header at {entry.offset}")
     _, _, flags, method, _, _, crc, packed, size, n_name, n_extra = _LOCAL.unpack_from(view, entry.offset)
     name_at = entry.offset + _LOCAL.size
