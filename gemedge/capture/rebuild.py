@@ -58,6 +58,11 @@ def module(tree: Tree, records: Mapping[str, memoryview], allowed: Mapping[str, 
     return _Modules(known, _Tensors(records)).module(tree, "")
 
 
+def values(tree: Tree, records: Mapping[str, memoryview]) -> Any:
+    """The tree with tensors for their records. ModelError where it holds anything but tensors and plain values."""
+    return _Modules({}, _Tensors(records))._plain(tree, "a value")
+
+
 def _flat(tree: Tree) -> dict[str, TensorRecord]:
     if _is_flat(tree):
         return cast(dict[str, TensorRecord], tree)
