@@ -31,8 +31,6 @@ _UNSUPPORTED = {
     "_rebuild_device_tensor_from_numpy": "a tensor of another device",
     "_rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
     "_rebuild_wrapper_subclass": "a tensor of a subclass",
-    "_rebuild_from_type_v2": "a tensor of a subclass",
-    "_rebuild_parameter_with_state": "a parameter with attributes of its own",
 }
 
 
@@ -83,7 +81,7 @@ def check_bools(name: str, record: memoryview) -> None:
 
 def call(function: Name, arguments: tuple[Any, ...]) -> Any:
     """The plain data that stands for function(*arguments); ModelError for any function but torch's own few."""
-    answer = _CALLS.get((function.module, function.qualname))
+    answer = _CALLS.get(str(function))
     if answer is not None:
         return answer(arguments)
     if function.module in ("torch._utils", "torch._tensor") and function.qualname in _UNSUPPORTED:
@@ -173,6 +171,18 @@ def _check_extras(hooks: Any, metadata: list[Any]) -> None:
         raise UnsupportedError("it holds a tensor with flags (a conjugate or negative view); gemedge reads plain ones")
 
 
+def _with_attributes(arguments: tuple[Any, ...]) -> TensorRecord:
+    """Answers _rebuild_from_type_v2(function, type, arguments, state); the attributes are dropped."""
+    match arguments:
+        case (Name() as function, Name() as kind, tuple(inner), _):
+            if str(kind) not in ("torch.Tensor", "torch.nn.parameter.Parameter"):
+                raise UnsupportedError(f"it holds a tensor of the subclass {kind}; gemedge reads plain ones")
+            answer = _TENSOR_CALLS.get(str(function))
+            if answer is not None:
+                return answer(inner)
+    raise ModelError("its pickle makes a tensor with arguments that torch does not write")
+
+
 def _parameter(arguments: tuple[Any, ...]) -> TensorRecord:
     """Answers _rebuild_parameter(tensor, requires_grad, hooks)."""
     match arguments:
@@ -182,16 +192,20 @@ def _parameter(arguments: tuple[Any, ...]) -> TensorRecord:
     raise ModelError("its pickle makes a parameter with arguments that torch does not write")
 
 
-_CALLS: dict[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {
-    ("collections", "OrderedDict"): _ordered_dict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "Size"): _size,
-    ("torch", "device"): _device,
-    ("torch.serialization", "_get_layout"): _layout,
-    ("builtins", "set"): set_of_text,
-    ("__builtin__", "set"): set_of_text,
-    ("builtins", "getattr"): _attribute,
-    ("__builtin__", "getattr"): _attribute,
+_TENSOR_CALLS: dict[str, Callable[[tuple[Any, ...]], TensorRecord]] = {
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_type,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": lambda arguments: _parameter(arguments[:3]),
+}
+_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = _TENSOR_CALLS | {
+    "torch._tensor._rebuild_from_type_v2": _with_attributes,
+    "collections.OrderedDict": _ordered_dict,
+    "torch.Size": _size,
+    "torch.device": _device,
+    "torch.serialization._get_layout": _layout,
+    "builtins.set": set_of_text,
+    "__builtin__.set": set_of_text,
+    "builtins.getattr": _attribute,
+    "__builtin__.getattr": _attribute,
 }

@@ -19,47 +19,14 @@ _SYMBOL = re.compile(r"(?:s|u|f|zf|zuf)\d{1,5}")
 _FLOAT = re.compile(r"-?\d{1,20}(?:\.\d{0,40})?(?:e[+-]?\d{1,3})?")
 _ASSUMPTIONS = {"positive", "nonnegative", "nonzero", "negative", "integer", "real", "finite", "extended_real", "zero"}
 _SYMBOL_BITS = 64
-_FUNCTIONS = frozenset(
-    [
-        "Add",
-        "Mul",
-        "Max",
-        "Min",
-        "Mod",
-        "PythonMod",
-        "FloorDiv",
-        "CleanDiv",
-        "CeilDiv",
-        "ModularIndexing",
-        "IntTrueDiv",
-        "FloatTrueDiv",
-        "ToFloat",
-        "TruncToInt",
-        "TruncToFloat",
-        "CeilToInt",
-        "FloorToInt",
-        "RoundToInt",
-        "Where",
-        "Identity",
-        "Equality",
-        "Unequality",
-        "GreaterThan",
-        "StrictGreaterThan",
-        "LessThan",
-        "StrictLessThan",
-        "Eq",
-        "Ne",
-        "Ge",
-        "Gt",
-        "Le",
-        "Lt",
-        "And",
-        "Or",
-        "Not",
-    ]
-)
+_FUNCTIONS = """
+    Add Mul Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv ModularIndexing IntTrueDiv FloatTrueDiv ToFloat
+    TruncToInt TruncToFloat CeilToInt FloorToInt RoundToInt Where Identity Equality Unequality
+    GreaterThan StrictGreaterThan LessThan StrictLessThan Eq Ne Ge Gt Le Lt And Or Not
+"""
 _POWERS = ("Pow", "PowByNatural")
 _CONSTANTS = ("true", "false")
+_ALLOWED = frozenset(_FUNCTIONS.split())
 
 
 def check_expression(text: object) -> str:
@@ -111,7 +78,7 @@ def _bits(node: ast.expr, depth: int) -> int:
             function in _POWERS
         ):
             return _limited(_bits(base, depth - 1) * max(1, abs(_constant(exponent))))
-        case ast.Call(func=ast.Name(id=function), args=arguments, keywords=[]) if function in _FUNCTIONS and arguments:
+        case ast.Call(func=ast.Name(id=function), args=arguments, keywords=[]) if function in _ALLOWED and arguments:
             return _limited(sum(_bits(argument, depth - 1) for argument in arguments) + len(arguments))
     raise ValueError("outside the grammar")
 
