@@ -56,14 +56,14 @@ def capture(source: Source, *, opset: int | None = None, on_phase: Callable[[str
     Raises ModelError, UnsupportedError, UsageError or DataError, each naming the file.
     """
     from gemedge import confined
-    from gemedge.capture import job
+    from gemedge.capture.job import captured, request
 
-    request, blobs = job.request(source, opset)
+    asked, blobs = request(source, opset)
     try:
-        reply, parts = confined.call("gemedge.capture.job:run", request, blobs, on_phase=on_phase)
+        reply, parts = confined.call("gemedge.capture.job:run", asked, blobs, on_phase=on_phase)
     except GemedgeError as error:
         raise type(error)(f"{source.path}: {error}") from error
-    return job.captured(reply, parts)
+    return captured(reply, parts)
 
 
 def capture_module(

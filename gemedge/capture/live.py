@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 
-from gemedge.capture import Captured, trace
-from gemedge.capture.inputs import Arrays, probes, random_input
+from gemedge.capture import Captured, reference, trace
+from gemedge.capture.inputs import Arrays, random_input
 from gemedge.capture.trace import Dimensions
 from gemedge.errors import DataError, UnsupportedError, UsageError
 
@@ -62,33 +61,22 @@ def captured(
     if len(names) != len(tensors):
         raise UnsupportedError(f"the model has {len(tensors)} tensor inputs, its ONNX form {len(names)}")
     arrays = {name: _array(tensor) for name, tensor in zip(names, tensors, strict=True)}
-    made = probes(arrays, _batch_is_free(model))
-    outputs = [value.name or "" for value in model.graph.outputs]
-    run = _Runner(program, outputs)
-    expected = {"example": run(list(made["example"].values()))}
-    notes = _weight_notes(model)
-    for name, inputs in made.items():
-        try:
-            expected.setdefault(name, run(list(inputs.values())))
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            notes.append(f"not compared on {name}: the model itself fails there ({reason[:120]})")
-    return Captured(model, {name: made[name] for name in expected}, expected, tuple(notes))
+    return reference.captured(model, arrays, _Runner(program, len(model.graph.outputs)))
 
 
 class _Runner:
-    """Runs a program on arrays for its tensor inputs, in order; outputs by the names of the ONNX model's."""
+    """Runs a program on arrays for its tensor inputs, in order; its tensor outputs, `outputs` in number."""
 
-    def __init__(self, program: ExportedProgram, outputs: Sequence[str]) -> None:
+    def __init__(self, program: ExportedProgram, outputs: int) -> None:
         self._module = program.module()
-        self._names = list(outputs)
+        self._outputs = outputs
         placeholders = _user_inputs(program)
         self._dtypes = [value.dtype if isinstance(value, Tensor) else None for value in placeholders]
         self._constants = placeholders
         self._spec = program.call_spec.in_spec
 
-    def __call__(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        given = iter(arrays)
+    def __call__(self, inputs: Arrays) -> list[np.ndarray]:
+        given = iter(inputs.values())
         leaves = [
             torch.from_numpy(np.array(next(given))).to(dtype) if dtype is not None else constant
             for dtype, constant in zip(self._dtypes, self._constants, strict=True)
@@ -99,9 +87,9 @@ class _Runner:
         with torch.no_grad():
             result = self._module(*arguments, **keywords)
         tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        if len(tensors) != len(self._names):
-            raise UnsupportedError(f"the model returns {len(tensors)} tensors, its ONNX form {len(self._names)}")
-        return {name: _array(tensor) for name, tensor in zip(self._names, tensors, strict=True)}
+        if len(tensors) != self._outputs:
+            raise UnsupportedError(f"the model returns {len(tensors)} tensors, its ONNX form {self._outputs}")
+        return [_array(tensor) for tensor in tensors]
 
 
 def _user_inputs(program: ExportedProgram) -> list[Any]:
@@ -151,24 +139,7 @@ def _sizes(program: ExportedProgram, value: Tensor) -> list[int]:
     free = {
         symbol: int(max(bounds.lower, min(2, bounds.upper))) for symbol, bounds in program.range_constraints.items()
     }
-    return [
-        size if isinstance(size, int) else int(size.node.expr.xreplace(free))
-        for size in value.shape
-    ]
-
-
-def _batch_is_free(model: ir.Model) -> bool:
-    firsts = [value.shape[0] if value.shape else None for value in model.graph.inputs]
-    return bool(firsts) and len({str(size) for size in firsts}) == 1 and isinstance(firsts[0], ir.SymbolicDim)
-
-
-def _weight_notes(model: ir.Model) -> list[str]:
-    notes = []
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy()).all():
-            notes.append(f"weight {name!r} holds NaN or infinity; it is exported as it is")
-    return notes
+    return [size if isinstance(size, int) else int(size.node.expr.xreplace(free)) for size in value.shape]
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -39,7 +39,7 @@ def trace(
     the model, or a dimension that was asked for cannot vary.
     """
     arguments, keywords = _arguments(model, example)
-    names = _input_names(model, arguments, keywords)
+    names = input_names(model, example)
     was_training = model.training
     model.eval()
     try:
@@ -59,7 +59,7 @@ def to_onnx(program: ExportedProgram, opset: int, dynamic: Dimensions | None = N
     """
     schema.register()
     try:
-        with _quiet():
+        with quiet():
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=opset, custom_translation_table=_translations(), verbose=False
             )
@@ -71,7 +71,7 @@ def to_onnx(program: ExportedProgram, opset: int, dynamic: Dimensions | None = N
     _name_nodes(model.graph)
     _name_outputs(model.graph, program)
     _name_dimensions(model.graph, dynamic or {})
-    _forget_origin(model)
+    forget_origin(model)
     return model
 
 
@@ -79,12 +79,12 @@ def _export(model: nn.Module, arguments: tuple, keywords: dict[str, Any], varyin
     marks = [dict.fromkeys(dimensions, Dim.AUTO) or None for dimensions in varying]
     shapes = tuple(marks[: len(arguments)]), dict(zip(keywords, marks[len(arguments) :], strict=True))
     try:
-        with _quiet():
+        with quiet():
             return torch.export.export(
                 model, arguments, keywords or None, dynamic_shapes=_shapes(model, arguments, *shapes), strict=False
             )
     except Exception as error:
-        raise UnsupportedError(f"torch.export cannot follow the model: {_first_line(error)}") from error
+        raise UnsupportedError(f"torch.export cannot follow the model: {first_line(error)}") from error
 
 
 def _shapes(model: nn.Module, arguments: tuple, positional: tuple, named: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,9 @@ def _arguments(model: nn.Module, example: Sequence[Tensor] | Mapping[str, Tensor
     return tuple(example.values()), {}  # names of forward(*args), or of a graph that lost them
 
 
-def _input_names(model: nn.Module, arguments: tuple, keywords: Mapping[str, Any]) -> list[str]:
+def input_names(model: nn.Module, example: Sequence[Tensor] | Mapping[str, Tensor]) -> list[str]:
+    """What the inputs of the exported program are called, in order."""
+    arguments, keywords = _arguments(model, example)
     names: list[str] = []
     for parameter in inspect.signature(model.forward).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -128,7 +130,7 @@ def _at_least_two(arguments: tuple, keywords: dict[str, Tensor]) -> tuple[tuple,
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
     ]
@@ -171,10 +173,10 @@ def _why_no_onnx(error: BaseException) -> str:
     if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
         node = re.search(r"translating node %(\w+)", text)
         return f"node {node[1] if node else '?'}: ONNX has no operator for {missing[1]}"
-    return f"torch.onnx cannot translate the model: {_first_line(error)}"
+    return f"torch.onnx cannot translate the model: {first_line(error)}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     code = ("def forward", "#", "return", "File ")
     shown = next((line for line in lines if line and not line.startswith(code) and "torch.ops." not in line), "")
@@ -250,7 +252,7 @@ def _renamed(size: int | ir.SymbolicDim, pattern: re.Pattern[str], names: Mappin
     return pattern.sub(lambda match: names[match[0]], str(size.value))
 
 
-def _forget_origin(model: ir.Model) -> None:
+def forget_origin(model: ir.Model) -> None:
     """Drop what torch notes down for debugging: stack traces, paths of this machine, long type names."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()

@@ -1,0 +1,101 @@
+"""Models written for other people's runtimes, each compared with the original before it is handed over."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gemedge.capture import Captured, Source, capture, capture_module
+from gemedge.errors import PromiseError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gemedge.export.check import Difference
+
+__all__ = ["Exported", "export", "export_checked"]
+
+Format = Literal["onnx"]
+FORMATS: tuple[Format, ...] = ("onnx",)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The files, by name, with what is known of them. differences is empty where nothing was compared."""
+
+    files: dict[str, bytes]
+    captured: Captured
+    differences: "tuple[Difference, ...]"
+
+
+def export(
+    model: "nn.Module | str | Path | Source",
+    format: Format = "onnx",
+    *,
+    example: Any = None,
+    gem: str = "function",
+    opset: int | None = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    external_data: bool = False,
+    name: str = "model.onnx",
+    check: bool = True,
+) -> dict[str, bytes]:
+    """The files of the exported model, {name: bytes}, compared with the original first.
+
+    model: a torch module (with `example`: a tensor, array, sequence or dict of them), or the path of a model
+    file, which is read in a child process with nothing trusted, or a Source. dynamic: {input: {axis: name}},
+    the dimensions that may vary; None lets the first one. Raises PromiseError where the comparison fails.
+    """
+    if isinstance(model, str | Path):
+        model = Source(Path(model))
+    if not isinstance(model, Source) and example is None:
+        raise UsageError("a module does not say its input's shape; give an example")
+    captured = (
+        capture(model, opset=opset)
+        if isinstance(model, Source)
+        else capture_module(model, example, dynamic=dynamic, opset=opset)
+    )
+    return export_checked(
+        captured,
+        format,
+        gem=gem,
+        external_data=external_data,
+        name=name,
+        check=check,
+        confined=isinstance(model, Source),
+    ).files
+
+
+def export_checked(
+    captured: Captured,
+    format: Format,
+    *,
+    gem: str,
+    external_data: bool,
+    name: str,
+    check: bool,
+    confined: bool,
+    trust: bool = False,
+    on_phase: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """The files of a captured model. PromiseError names the worst output where one is out of tolerance."""
+    from gemedge.capture import forms
+    from gemedge.export import check as checking
+    from gemedge.export.to_onnx import to_onnx
+
+    if format not in FORMATS:
+        raise UsageError(f"format {format!r} is not one of {', '.join(FORMATS)}")
+    form = next((form for form in forms.FORMS if form == gem), None)
+    if form is None:
+        raise UsageError(f"gem={gem!r} is not one of {', '.join(forms.FORMS)}")
+    on_phase("writing")
+    files = to_onnx(captured.model, name, gem=form, external_data=external_data)
+    differences: list[Difference] = []
+    if check:
+        on_phase("comparing")
+        differences = (
+            checking.check_confined(files, captured, trust=trust) if confined else checking.check(files, captured)
+        )
+        if differences and not differences[0].passes:
+            raise PromiseError(f"the exported model differs from the original: {differences[0]}")
+    return Exported(files, captured, tuple(differences))
