@@ -6,7 +6,9 @@ gemedge::gem or gemedge::segem, that becomes one node.
 """
 
 import copy
+import io
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from gemedge import polynomial as poly
 from gemedge.activation import Activation, Branch, Family, segem_limit
 from gemedge.errors import UsageError
 
-__all__ = ["EGEM", "GEM", "SEGEM", "egem", "gem", "replace_activations", "segem"]
+__all__ = ["EGEM", "GEM", "SEGEM", "egem", "gem", "replace_activations", "save", "segem"]
 
 
 def gem(x: Tensor, n: int = 1) -> Tensor:
@@ -78,6 +80,24 @@ class SEGEM(_Module):
 
     def __init__(self, n: int = 1, epsilon: float = 1.0) -> None:
         super().__init__(n, epsilon)
+
+
+def save(
+    model: nn.Module, path: str | Path, example: Any, *, dynamic: Mapping[str, Mapping[int, str]] | None = None
+) -> None:
+    """Write the model, in eval mode, as a torch.export archive with no pickled part: `gemedge export` needs no flag.
+
+    example: an input tensor or array, a sequence of them, or a dict by name. dynamic: {input: {axis: name}},
+    the dimensions that may vary; None lets the first of each input vary where the model permits it. An
+    existing file is replaced, whole or not at all. Raises UnsupportedError where torch.export cannot follow
+    the model, OutputError where the file cannot be written.
+    """
+    from gemedge.capture import live, pt2
+    from gemedge.files import write
+
+    buffer = io.BytesIO()
+    torch.export.save(live.program(model, live.example_of(model, example), dynamic), buffer)
+    write({Path(path): pt2.strip(buffer.getvalue())}, force=True)
 
 
 def _apply(x: Tensor, family: Family, n: int, epsilon: float) -> Tensor:

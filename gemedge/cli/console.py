@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -19,6 +20,18 @@ def note(message: str, *, quiet: bool) -> None:
     """A line about progress or a warning, on standard error."""
     if not quiet:
         click.echo(f"gemedge: {one_line(message)}", err=True)
+
+
+@contextmanager
+def phases(title: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows what long work is doing: a spinner on a terminal, nothing elsewhere."""
+    if quiet or not (sys.stderr and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(one_line(title)) as status:
+        yield lambda phase: status.update(one_line(f"{title}: {phase}"))
 
 
 def print_json(value: Mapping[str, Any]) -> None:

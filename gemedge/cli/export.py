@@ -1,0 +1,175 @@
+"""gemedge export: a model file in, a checked ONNX file out."""
+
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemedge.cli import console
+from gemedge.errors import UsageError
+
+if TYPE_CHECKING:
+    from gemedge.capture import Captured
+    from gemedge.export import Exported
+
+
+@click.command("export", short_help="Write a model as ONNX, checked against the original.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write.  [default: MODEL with .onnx]")
+@click.option(
+    "--gem",
+    type=click.Choice(["function", "primitive", "custom"]),
+    default="function",
+    show_default=True,
+    help="An activation as a node with a function body, as standard operators, or as the node alone.",
+)
+@click.option("--opset", type=click.IntRange(17, 23), help="ONNX opset.  [default: 18; an ONNX file's own]")
+@click.option(
+    "--input-shape",
+    "shapes",
+    multiple=True,
+    metavar="[NAME:]SHAPE[:TYPE]",
+    help="Such as 1,3,32,32 or x:?,3,32,32 or tokens:batch,128:int64. '?' or a name may vary. Repeatable.",
+)
+@click.option("--example", type=click.Path(path_type=Path), help="Inputs to trace and compare with: .npy or .npz.")
+@click.option("--arch", default="", metavar="PACKAGE.MODULE:CALLABLE", help="What builds the network for a state dict.")
+@click.option(
+    "--allow", multiple=True, metavar="MODULE.CLASS", help="A class of yours that the file may hold. Repeatable."
+)
+@click.option("--trust", is_flag=True, help="Load the file by running the code it holds, without limits.")
+@click.option("--external-data", is_flag=True, help="Put the weights into a file beside the model.")
+@click.option("--no-check", is_flag=True, help="Do not compare with the original.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    model: Path,
+    format_: str,
+    output: Path | None,
+    gem: str,
+    opset: int | None,
+    shapes: tuple[str, ...],
+    example: Path | None,
+    arch: str,
+    allow: tuple[str, ...],
+    trust: bool,
+    external_data: bool,
+    no_check: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write MODEL as ONNX, compared with the original before the file appears.
+
+    MODEL is a torch.export archive (gemedge.nn.save writes one), a torch.save file of a module or of weights,
+    a TorchScript archive, or an ONNX file; its bytes tell which. No code of it runs unless --trust is given.
+    """
+    from gemedge import files
+    from gemedge.capture import InputShape, Source, capture
+    from gemedge.data import load_arrays
+    from gemedge.export import export_checked
+
+    target = output or model.with_suffix(".onnx")
+    inputs = tuple(path for path in (model, example) if path is not None)
+    targets = [target.with_name(f"{target.name}.data"), target] if external_data else [target]
+    for path in targets:
+        files.refuse_existing(path, force=force, inputs=inputs)
+    source = Source(
+        model,
+        arch,
+        allow,
+        trust,
+        tuple(InputShape.parse(text) for text in shapes),
+        load_arrays(example) if example else {},
+    )
+    if arch and allow:
+        raise UsageError("--arch and --allow exclude each other: the network comes from the one or from the file")
+    with ExitStack() as stack:
+        on_phase = stack.enter_context(console.phases(f"gemedge export {model.name}", quiet=quiet or as_json))
+        captured = capture(source, opset=opset, on_phase=on_phase)
+        for remark in captured.notes:
+            console.note(remark, quiet=quiet)
+        exported = export_checked(
+            captured,
+            "onnx",
+            gem=gem,
+            external_data=external_data,
+            name=target.name,
+            check=not no_check,
+            confined=True,
+            trust=trust,
+            on_phase=on_phase,
+        )
+        contents = {target.with_name(name): content for name, content in exported.files.items()}
+        files.write(contents, force=force)
+    if as_json:
+        console.print_json(_summary(exported, list(contents), gem, format_))
+    elif not quiet:
+        _print(exported, target, gem)
+
+
+def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) -> dict[str, Any]:
+    captured = exported.captured
+    return {
+        "files": {str(path): len(exported.files[path.name]) for path in paths},
+        "format": format_,
+        "gem": gem,
+        "opset": captured.model.graph.opset_imports[""],
+        "inputs": _values(captured.model.graph.inputs),
+        "outputs": _values(captured.model.graph.outputs),
+        "activations": [{"node": node, "activation": text} for node, text in _activations(captured)],
+        "notes": list(captured.notes),
+        "compared": [
+            {
+                "probe": difference.probe,
+                "output": difference.output,
+                "max_abs": difference.max_abs,
+                "allowed": difference.allowed,
+                "max_ulp": difference.max_ulp,
+                "index": list(difference.index),
+            }
+            for difference in exported.differences
+        ],
+    }
+
+
+def _print(exported: "Exported", target: Path, gem: str) -> None:
+    captured = exported.captured
+    graph = captured.model.graph
+    counts = Counter(text for _, text in _activations(captured))
+    rows = [["input", _shown(value)] for value in _values(graph.inputs)]
+    rows += [["output", _shown(value)] for value in _values(graph.outputs)]
+    rows.append(["activations", ", ".join(f"{count} x {text}" for text, count in counts.items()) or "no GEM"])
+    rows.append(["form", f"{gem}, opset {graph.opset_imports['']}"])
+    rows += [["file", f"{target.with_name(name)}, {len(content):,} bytes"] for name, content in exported.files.items()]
+    if exported.differences:
+        worst = exported.differences[0]
+        rows.append(["largest error", f"{worst.max_abs:.3g} ({worst.max_ulp} ulp), allowed {worst.allowed:.3g}"])
+        rows.append(["", f"output {worst.output} on {worst.probe}, element {list(worst.index)}"])
+    else:
+        rows.append(["largest error", "not compared (--no-check)"])
+    console.print_table(["", "exported"], rows)
+
+
+def _activations(captured: "Captured") -> list[tuple[str, str]]:
+    from gemedge.capture import forms, schema
+
+    return [(node.name or "", str(schema.activation_of(node))) for node in forms.activation_nodes(captured.model)]
+
+
+def _values(values: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": value.name,
+            "type": value.dtype.name.lower() if value.dtype is not None else "unknown",
+            "shape": [size if isinstance(size, int) else str(size.value or "?") for size in value.shape or ()],
+        }
+        for value in values
+    ]
+
+
+def _shown(value: dict[str, Any]) -> str:
+    return f"{value['name']}: {value['type']} [{', '.join(map(str, value['shape']))}]"
