@@ -206,6 +206,90 @@ def _legacy(marker: Path) -> bytes:
     return saved({"weight": _reducer(marker)}, _use_new_zipfile_serialization=False)
 
 
+# Modules with more than plain data
+
+
+class Custom(nn.Module):
+    """A class of no list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def module_with(change: Callable[[nn.Module], Any]) -> Maker:
+    """A saved nn.Linear(2, 2) after a change."""
+
+    def make(marker: Path) -> bytes:
+        module = nn.Linear(2, 2)
+        change(module)
+        return saved(module)
+
+    return make
+
+
+def _attributes(**values: Any) -> Maker:
+    return module_with(lambda module: module.__dict__.update(values))
+
+
+def _part(part: str, name: Any, value: Any) -> Maker:
+    return module_with(lambda module: module.__dict__[part].update({name: value}))
+
+
+def _nameless_weights(marker: Path) -> bytes:
+    data = saved(nn.LSTM(2, 2))
+    renamed = records_of(data)["data.pkl"].replace(b"_flat_weights_names", b"_flat_weights_namez")
+    return edited(data, data_dot_pkl=renamed)
+
+
+MODULES: dict[str, Maker] = {
+    "a class that is not allowed": lambda marker: saved(nn.Sequential(Custom(), nn.ReLU())),
+    "a class that is no module": lambda marker: pt_of(b"csubprocess\nPopen\n)\x81}b"),
+    "a shadowed forward": _attributes(forward=nn.functional.relu),
+    "a shadowed property": lambda marker: saved(_with(nn.LSTM(2, 2), all_weights=[])),
+    "a forward hook": _part("_forward_hooks", 0, nn.functional.relu),
+    "a state dict hook": _part("_state_dict_hooks", 0, nn.functional.relu),
+    "a load hook": _part("_load_state_dict_pre_hooks", 0, nn.functional.relu),
+    "a function": _attributes(act=torch.hub.load),
+    "a function of Python": lambda marker: saved(_with(nn.Linear(2, 2), act=sum)),
+    "an attribute of dunder": _attributes(__class__="x"),
+    "a parameter that is a number": _part("_parameters", "weight", 3),
+    "a buffer that is a text": _part("_buffers", "mean", "x"),
+    "a module that is a list": _part("_modules", "sub", [1]),
+    "a parameter named forward": _part("_parameters", "forward", None),
+    "a module named forward": _part("_modules", "forward", nn.ReLU()),
+    "a name with a dot": _part("_parameters", "a.b", None),
+    "a name that is a number": _part("_parameters", 3, None),
+    "a name that is there twice": _part("_buffers", "weight", torch.ones(2)),
+    "training that is a text": _attributes(training="yes"),
+    "parameters that are a list": _attributes(_parameters=[1]),
+    "no state": lambda marker: pt_of(b"ctorch.nn.modules.linear\nLinear\n)\x81"),
+    "weights that do not fit their names": _nameless_weights,
+}
+TOPS: dict[str, Maker] = {
+    "a list": lambda marker: saved([torch.ones(2)]),
+    "None": lambda marker: saved(None),
+    "a number": lambda marker: saved(3),
+    "a tensor": lambda marker: saved(torch.ones(2)),
+    "a text": lambda marker: saved("x"),
+    "a function": lambda marker: saved(nn.functional.relu),
+    "a module": lambda marker: saved(nn.Linear(2, 2)),
+    "a number for a tensor": lambda marker: saved({"weight": torch.ones(2), "epoch": 3}),
+    "a tensor without a name": lambda marker: saved({1: torch.ones(2)}),
+    "two state dicts": lambda marker: saved(
+        {"model": {"w": torch.ones(2)}, "state_dict": {"w": torch.ones(2)}, "x": 1}
+    ),
+}
+
+
+def _with(module: nn.Module, **values: Any) -> nn.Module:
+    module.__dict__.update(values)
+    return module
+
+
 # torch.export archives that lie
 
 
@@ -281,7 +365,7 @@ def _pickled_object(marker: Path) -> bytes:
 
 def _guarded(marker: Path) -> bytes:
     """Sound but for its guards, which torch executes when the program is unlifted."""
-    return pt2_with(lambda program: program.update(guards_code=[_python(marker) + " == 0"]))
+    return pt2_with(lambda program: program.update(guards_code=[f"__import__('os').system('touch {marker}') == 0"]))
 
 
 # The tables
@@ -387,7 +471,7 @@ TENSORS: dict[str, Maker] = {
     "sizes and strides differ in number": with_tensor((4,), (1, 1)),
     "65 dimensions": with_tensor((1,) * 65, (1,) * 65),
     "a size that is no number": lambda marker: pt_of(
-        entry(b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage() + whole(0) + text("4") + b"\x85" + whole_tuple(1) + b"\x89}tR"),
+        entry(b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage() + whole(0) + b"N\x85" + whole_tuple(1) + b"\x89}tR"),
         {"0": bytes(16)},
     ),
     "storage count differs from the record": with_tensor((4,), (1,), content=bytes(12)),
