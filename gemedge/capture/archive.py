@@ -140,7 +140,7 @@ def directory(view: memoryview) -> tuple[list[Entry], int]:
 def _end(view: memoryview) -> tuple[int, int, int, int]:
     at = len(view) - _END.size
     if at < 0 or not _has(view, at, b"PK\5\6"):
-        raise ModelError("it is a zip archive without an end record: cut short, or with bytes added")
+        raise ModelError("it does not end as a zip archive does: it is cut short, has bytes added, or is none")
     _, disk, start_disk, here, count, size, start, comment = _END.unpack_from(view, at)
     if comment:
         raise ModelError("its end record announces a comment that is not there")

@@ -100,9 +100,17 @@ def list_of(inner: Check, longest: int = 1_000_000) -> Check:
 def dict_of(key: Check, inner: Check) -> Check:
     def check(value: Any) -> dict[str, Any]:
         _is(value, dict)
-        return {key(name): inner(item) for name, item in value.items()}
+        return {key(name): named(name, inner, item) for name, item in value.items()}
 
     return check
+
+
+def named(name: str, inner: Check, value: Any) -> Any:
+    """inner(value), with the name before the reason where it raises."""
+    try:
+        return inner(value)
+    except (ModelError, UnsupportedError) as error:
+        raise type(error)(f"{name!r:.80}: {error}") from error
 
 
 def optional(inner: Check) -> Check:
@@ -125,10 +133,10 @@ def size(value: Any) -> int:
     return value
 
 
-def number(value: Any) -> float:
-    if type(value) is not float:
-        return float(whole(value))
-    return value
+def number(value: Any) -> float | str:
+    if value in ("Infinity", "-Infinity", "NaN"):  # torch writes these as texts, and reads them with float()
+        return str(value)
+    return value if type(value) is float else float(whole(value))
 
 
 def text(value: Any) -> str:
@@ -295,6 +303,11 @@ _node_fields = struct(
 )
 
 
+def _node(value: Any) -> Any:
+    name = value.get("name") if isinstance(value, dict) else None
+    return named(str(name), _node_fields, value) if name else _node_fields(value)
+
+
 def _nothing(value: Any) -> dict[str, Any]:
     if value != {}:
         raise UnsupportedError("it holds a custom object, which only running its code would restore")
@@ -305,7 +318,7 @@ _graph = struct(
     {
         "inputs": list_of(_argument),
         "outputs": list_of(_argument),
-        "nodes": list_of(_node_fields),
+        "nodes": list_of(_node),
         "tensor_values": dict_of(identifier, tensor_meta),
         "sym_int_values": dict_of(identifier, _sym_int),
         "sym_bool_values": dict_of(identifier, _sym_bool),

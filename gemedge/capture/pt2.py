@@ -178,7 +178,7 @@ def _payload(name: str, payload: dict[str, Any], record: str, prefix: str, recor
     if len(content) % ITEM_SIZES[dtype]:
         raise ModelError(f"its record {record!r} of {len(content)} bytes holds no whole number of {dtype}")
     offset, shape, stride = (_plain(name, meta[field]) for field in ("storage_offset", "sizes", "strides"))
-    check_extent(len(content), dtype, offset[0], shape, stride)
+    check_extent(f"record {record!r}", len(content), dtype, offset[0], shape, stride)
     if dtype == "bool":
         check_bools(record, content)
     return content

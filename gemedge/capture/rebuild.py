@@ -99,6 +99,8 @@ def _described(value: Tree) -> str:
             return f"the name {value}"
         case str():
             return "a text"
+        case dict():
+            return "a dict"
     return f"a {type(value).__name__}"
 
 

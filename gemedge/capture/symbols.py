@@ -13,7 +13,7 @@ from gemedge.errors import ModelError
 
 MAX_LENGTH = 4000
 MAX_DEPTH = 60
-MAX_BITS = 2048
+MAX_BITS = 8192
 
 _SYMBOL = re.compile(r"(?:s|u|f|zf|zuf)\d{1,5}")
 _FLOAT = re.compile(r"-?\d{1,20}(?:\.\d{0,40})?(?:e[+-]?\d{1,3})?")
@@ -84,7 +84,7 @@ def _bits(node: ast.expr, depth: int) -> int:
 
 
 def _limited(bits: int) -> int:
-    if bits > MAX_BITS * 8:
+    if bits > MAX_BITS:
         raise ValueError("too large a number")
     return bits
 

@@ -83,7 +83,14 @@ class TensorRecord:
     is_parameter: bool = False
 
     def __post_init__(self) -> None:
-        check_extent(self.storage.nbytes, self.dtype, self.offset, self.shape, self.stride)
+        check_extent(
+            f"record 'data/{self.storage.key}'",
+            self.storage.nbytes,
+            self.dtype,
+            self.offset,
+            self.shape,
+            self.stride,
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -98,27 +105,26 @@ class ObjectRecord:
         return f"{self.module}.{self.qualname}"
 
 
-def check_extent(nbytes: int, dtype: str, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
-    """Raise ModelError unless a strided view stays within nbytes and has no more elements than they hold."""
+def check_extent(
+    record: str, nbytes: int, dtype: str, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    """Raise ModelError unless a strided view of a record stays within its nbytes and needs no more elements."""
     check_dtype(dtype)
     if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
         raise ModelError(
-            f"a tensor has {len(shape)} sizes and {len(stride)} strides; they must be as many, {MAX_DIMENSIONS} at most"
+            f"a tensor in {record} has {len(shape)} sizes and {len(stride)} strides;"
+            f" they must be as many, and {MAX_DIMENSIONS} at most"
         )
     if any(type(value) is not int for value in (offset, *shape, *stride)):
-        raise ModelError("a tensor's offset, sizes and strides must be whole numbers")
-    if offset < 0 or min(shape, default=0) < 0 or min(stride, default=0) < 0:
-        raise ModelError(
-            f"a tensor has a negative size, stride or offset: shape={shape} stride={stride} offset={offset}"
-        )
+        raise ModelError(f"a tensor in {record}: its offset, sizes and strides must be whole numbers")
+    view = f"a tensor of shape {shape} with stride {stride} and offset {offset}"
+    if min((offset, *shape, *stride)) < 0:
+        raise ModelError(f"{view} in {record} has a number below 0")
     numel = nbytes // ITEM_SIZES[dtype]
     count = math.prod(shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else offset - 1
     if last >= numel or count > numel:
-        raise ModelError(
-            f"a tensor of shape {shape} with stride {stride} and offset {offset}"
-            f" does not fit its storage of {numel} elements"
-        )
+        raise ModelError(f"{view} does not fit {record} of {numel} elements")
 
 
 def check_dtype(dtype: str) -> None:
