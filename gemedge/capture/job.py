@@ -73,10 +73,9 @@ def _capture(source: Source, opset: int | None) -> Captured:
 
     data = open_bytes(source.path)
     kind = kind_of(data)
-    if kind is not Kind.ONNX:
-        importlib.import_module("gemedge.capture.live")  # torch itself, before the limits begin
-    _enter("reading", source, len(data), 5 + len(data) // (20 * _MB))
-    check_example(source.example, source.input_shapes)
+    _enter("reading", source, len(data), 8 + len(data) // (20 * _MB))
+    if source.example:
+        check_example(source.example, source.input_shapes)
     if kind is Kind.ONNX:
         return _onnx(source, data, opset)
     notes: list[str] = []
@@ -100,12 +99,14 @@ def _onnx(source: Source, data: memoryview, opset: int | None) -> Captured:
 
 
 def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[str]) -> Captured:
-    from gemedge.capture import archive, live, pt2, script, trace
+    from gemedge.capture import archive, pt2
     from gemedge.capture.kind import Kind
 
     seconds = 300 + len(data) // _MB
     if kind is Kind.PT2:
-        program = pt2.load(archive.parse_archive(data))
+        program = pt2.load(archive.parse_archive(data))  # before torch is imported: refusing takes no time
+        from gemedge.capture import live
+
         given = list(source.example.values()) or _random(source.input_shapes, "float32")
         _enter("tracing", source, len(data), seconds)
         return live.captured(program, opset, None, given or None)
@@ -115,8 +116,12 @@ def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[
         notes.append(f"--trust: loaded {kind.value} by running the code it holds")
         arrays = _arrays(source, kind, "float32")
         arrays = {name.replace("#", "input_"): array for name, array in arrays.items()}
+        from gemedge.capture import script
+
         return script.captured(source.path, arrays, dynamic_of(source.input_shapes, list(arrays)), opset)
     module = _module(source, kind, data, notes)
+    from gemedge.capture import live, trace
+
     wanted = next((str(p.dtype) for p in module.parameters() if p.is_floating_point()), "torch.float32")
     arrays = _arrays(source, kind, wanted.removeprefix("torch."))
     named = all(name and not name.startswith("#") for name in arrays)
@@ -144,7 +149,7 @@ def _random(shapes: tuple[InputShape, ...], dtype: str) -> list[np.ndarray]:
 
 
 def _module(source: Source, kind: Any, data: memoryview, notes: list[str]) -> "nn.Module":
-    from gemedge.capture import archive, pickled, rebuild
+    from gemedge.capture import archive, pickled
     from gemedge.capture.kind import Kind
     from gemedge.capture.tree import ObjectRecord
 
@@ -156,6 +161,8 @@ def _module(source: Source, kind: Any, data: memoryview, notes: list[str]) -> "n
         raise UnsupportedError(f"it is {kind.value}; save it again with a torch of today, or {_UNSAFE}")
     records = archive.parse_archive(data).records
     tree = pickled.read(records)
+    from gemedge.capture import rebuild
+
     if source.arch:
         return _with_state(source.arch, rebuild.state_dict(tree, records))
     if not isinstance(tree, ObjectRecord):

@@ -91,9 +91,9 @@ def load(model: Archive) -> "torch.export.ExportedProgram":
 
     Raises ModelError or UnsupportedError as `strip` does, and ModelError with torch's reason where torch refuses.
     """
+    checked = check(model.records)
     import torch
 
-    checked = check(model.records)
     if b'"torch.ops.gemedge.' in bytes(checked[_MODEL]):
         importlib.import_module("gemedge.nn")  # registers the operators
     watcher = _Watcher()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gemedge.capture import Captured
     from gemedge.export import Exported
 
+_TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
+
 
 @click.command("export", short_help="Write a model as ONNX, checked against the original.")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -140,18 +142,21 @@ def _print(exported: "Exported", target: Path, gem: str) -> None:
     captured = exported.captured
     graph = captured.model.graph
     counts = Counter(text for _, text in _activations(captured))
-    rows = [["input", _shown(value)] for value in _values(graph.inputs)]
-    rows += [["output", _shown(value)] for value in _values(graph.outputs)]
-    rows.append(["activations", ", ".join(f"{count} x {text}" for text, count in counts.items()) or "no GEM"])
-    rows.append(["form", f"{gem}, opset {graph.opset_imports['']}"])
-    rows += [["file", f"{target.with_name(name)}, {len(content):,} bytes"] for name, content in exported.files.items()]
+    rows = [("input", _shown(value)) for value in _values(graph.inputs)]
+    rows += [("output", _shown(value)) for value in _values(graph.outputs)]
+    rows.append(("activations", ", ".join(f"{count} x {text}" for text, count in counts.items()) or "none of GEM's"))
+    rows.append(("form", f"{gem}, opset {graph.opset_imports['']}"))
+    rows += [("file", f"{target.with_name(name)}, {len(content):,} bytes") for name, content in exported.files.items()]
     if exported.differences:
         worst = exported.differences[0]
-        rows.append(["largest error", f"{worst.max_abs:.3g} ({worst.max_ulp} ulp), allowed {worst.allowed:.3g}"])
-        rows.append(["", f"output {worst.output} on {worst.probe}, element {list(worst.index)}"])
+        probes = len(captured.probes)
+        rows.append(("error", f"{worst.max_abs:.3g} ({worst.max_ulp} ulp) at most, {worst.allowed:.3g} allowed"))
+        rows.append(
+            ("", f"found on {worst.probe}, output {worst.output}{list(worst.index)}; {probes} sets of inputs compared")
+        )
     else:
-        rows.append(["largest error", "not compared (--no-check)"])
-    console.print_table(["", "exported"], rows)
+        rows.append(("error", "not compared (--no-check)"))
+    console.print_fields(rows)
 
 
 def _activations(captured: "Captured") -> list[tuple[str, str]]:
@@ -164,7 +169,9 @@ def _values(values: Any) -> list[dict[str, Any]]:
     return [
         {
             "name": value.name,
-            "type": value.dtype.name.lower() if value.dtype is not None else "unknown",
+            "type": _TYPE_NAMES.get(value.dtype.name, value.dtype.name.lower())
+            if value.dtype is not None
+            else "unknown",
             "shape": [size if isinstance(size, int) else str(size.value or "?") for size in value.shape or ()],
         }
         for value in values
