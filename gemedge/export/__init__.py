@@ -1,0 +1,1 @@
+"""Files for other engines, and those engines driven from Python."""
