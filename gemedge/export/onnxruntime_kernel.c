@@ -209,6 +209,7 @@ ORT(KernelInfoGetAttribute_int64, 86, OrtStatus *, (const OrtKernelInfo *, const
 ORT(KernelContext_GetInput, 90, OrtStatus *, (const OrtKernelContext *, size_t index, const OrtValue **out));
 ORT(KernelContext_GetOutput, 91, OrtStatus *,
     (OrtKernelContext *, size_t index, const int64_t *dimensions, size_t rank, OrtValue **out));
+ORT(ReleaseStatus, 93, void, (OrtStatus *));
 ORT(ReleaseTensorTypeAndShapeInfo, 99, void, (OrtTensorTypeAndShapeInfo *));
 ORT(ReleaseCustomOpDomain, 101, void, (OrtCustomOpDomain *));
 /* version 17 */
@@ -342,13 +343,25 @@ static OrtStatus *compute(void *state, OrtKernelContext *context) {
     return status;
 }
 
+/* A status that names the operator and the attribute, which onnxruntime's own does not always. */
+static OrtStatus *replace_status(Api api, OrtStatus *status, const char *name, const char *reason) {
+    char text[120];
+    CALL(api, ReleaseStatus)(status);
+    snprintf(text, sizeof text, "ai.gemedge::%s: %s", name, reason);
+    return CALL(api, CreateStatus)(INVALID_ARGUMENT, text);
+}
+
 static OrtStatus *create_kernel(const OrtCustomOp *ort, Api api, const OrtKernelInfo *info, void **out) {
     const Operator *const op = (const Operator *)(const void *)ort;
     char text[120];
     int64_t n = 0;
     float epsilon = 0;
-    TRY(CALL(api, KernelInfoGetAttribute_int64)(info, "n", &n));
-    TRY(CALL(api, KernelInfoGetAttribute_float)(info, "epsilon", &epsilon));
+    OrtStatus *status = CALL(api, KernelInfoGetAttribute_int64)(info, "n", &n);
+    if (status)
+        return replace_status(api, status, op->name, "attribute n is missing or not an int");
+    status = CALL(api, KernelInfoGetAttribute_float)(info, "epsilon", &epsilon);
+    if (status)
+        return replace_status(api, status, op->name, "attribute epsilon is missing or not a float");
     if (n < 1 || n > 16) {
         snprintf(text, sizeof text, "ai.gemedge::%s: n=%lld must be a whole number from 1 to 16", op->name, (long long)n);
         return CALL(api, CreateStatus)(INVALID_ARGUMENT, text);

@@ -30,26 +30,38 @@ if TYPE_CHECKING:
 
 _SOURCE = "onnxruntime_kernel.c"
 # Contraction would change bits; a trap or errno is not asked for by anyone, and costs the vector loops.
-_FLAGS = "-std=c99 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fPIC -shared -fvisibility=hidden".split()
+_FLAGS = ["-std=c99", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+_FLAGS += ["-fPIC", "-shared", "-fvisibility=hidden"]
 _SECONDS_TO_BUILD = 300
+_REGISTERED = "gemedge.fused_kernels"  # onnxruntime takes a domain once, and its options can be asked for entries only
 
 
 def onnxruntime_options(base: "onnxruntime.SessionOptions | None" = None) -> "onnxruntime.SessionOptions":
     """Session options under which the fused kernels run the GEM nodes of a model, whether or not it brings bodies.
 
-    base: options to add the kernels to, once each; they are returned. None makes fresh ones. Where the kernels
+    base: options to add the kernels to, once; they are returned. None makes fresh ones. Where the kernels
     cannot be built or loaded a GemedgeWarning says why, in one line, and the function bodies in the model serve.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions() if base is None else base
+    if _is_registered(options):
+        return options
     try:
         options.register_custom_ops_library(str(_kernel_library()))
+        options.add_session_config_entry(_REGISTERED, "1")
     except _BuildError as error:
         _warn(f"{error}; the function bodies in the model run instead of the fused kernels")
     except Exception as error:  # onnxruntime's own, of several classes
         _warn(f"onnxruntime does not take the fused kernels, the function bodies run instead: {error}")
     return options
+
+
+def _is_registered(options: "onnxruntime.SessionOptions") -> bool:
+    try:
+        return str(options.get_session_config_entry(_REGISTERED)) == "1"
+    except RuntimeError:  # no such entry
+        return False
 
 
 class _BuildError(Exception):
@@ -92,7 +104,7 @@ def _compilers() -> list[_Compiler]:
             status = os.stat(resolved)
             identity = f"{resolved} {status.st_size} {status.st_mtime_ns} {words[1:]}"
             found.setdefault(identity, _Compiler((program, *words[1:]), identity))
-    if not found and (zig := importlib.util.find_spec("ziglang")) is not None:
+    if (zig := importlib.util.find_spec("ziglang")) is not None:
         from importlib.metadata import version
 
         found["zig"] = _Compiler((sys.executable, "-m", "ziglang", "cc"), f"{zig.origin} {version('ziglang')}")
@@ -121,6 +133,7 @@ def _find(folder: Path, key: str) -> Path | None:
         try:
             if path.name == _name(key, path.read_bytes()):
                 return path
+            path.unlink()  # damaged
         except OSError:
             continue  # removed meanwhile, or unreadable: it is built again
     return None
@@ -140,9 +153,6 @@ def _keep(folder: Path, key: str, library: bytes) -> Path:
             raise _BuildError(f"the fused kernels cannot be kept: {error}") from error
         _warn(f"{error}; the fused kernels are built for this process only")
         return _keep(_private_folder(), key, library)
-    for other in folder.glob(f"{key}-*.so"):
-        if other != path:
-            other.unlink(missing_ok=True)  # damaged, or built twice at one time; who has it open keeps it
     return path
 
 
@@ -225,5 +235,5 @@ def _last_line(message: bytes) -> str:
 
 
 def _warn(text: str) -> None:
-    """Point at the caller of this module, whom Python tells once."""
-    warnings.warn(" ".join(text.split()), GemedgeWarning, stacklevel=3)
+    """In one line; Python shows a text once in a process."""
+    warnings.warn(" ".join(text.split()), GemedgeWarning, stacklevel=2)
