@@ -352,6 +352,15 @@ def test_without_a_compiler_the_function_body_runs_and_one_line_says_so(empty_ca
     assert text.startswith("no C compiler: none of $CC, cc, gcc, clang, and no Python package ziglang; the function")
 
 
+def test_ziglang_serves_where_there_is_no_other_compiler(empty_cache, monkeypatch):
+    pytest.importorskip("ziglang")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    x = inputs(np.float32)
+    assert_same_bits(fused(Activation.segem(3, 0.5), x), Activation.segem(3, 0.5)(x))
+    assert len(list(empty_cache.iterdir())) == 1
+
+
 def program(path: Path, script: str) -> Path:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)

@@ -107,7 +107,8 @@ def _compilers() -> list[_Compiler]:
     if (zig := importlib.util.find_spec("ziglang")) is not None:
         from importlib.metadata import version
 
-        found["zig"] = _Compiler((sys.executable, "-m", "ziglang", "cc"), f"{zig.origin} {version('ziglang')}")
+        command = (sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline")  # or this CPU would be baked in
+        found["zig"] = _Compiler(command, f"{zig.origin} {version('ziglang')}")
     return list(found.values())
 
 
