@@ -149,6 +149,14 @@ def test_types_and_shapes_are_known_behind_the_node_and_its_memory_is_reused(dty
         assert_same_bits(got, segem(-np.abs(gem(-x))))
 
 
+@pytest.mark.parametrize("shape", ["[2, 5]", "[N, 5]", "[3]"])
+def test_output_shape_is_inferred(shape):
+    proto = onnx.ModelProto.FromString(model(node(Activation.gem(1)), shape=shape))
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    runner = session(proto.SerializeToString())
+    assert runner.get_outputs()[0].shape == runner.get_inputs()[0].shape
+
+
 def test_a_tensor_of_unknown_rank_is_computed():
     proto = onnx.ModelProto.FromString(model(node(Activation.gem(1)), shape="[N]"))
     for value in (proto.graph.input[0], proto.graph.output[0]):
