@@ -263,7 +263,7 @@ def test_damaged_library_is_built_again(damage, empty_cache, monkeypatch):
     assert [path.read_bytes() for path in empty_cache.iterdir()] == [good]
 
 
-def test_two_processes_may_build_at_once(empty_cache):
+def test_several_processes_may_build_at_once(empty_cache):
     script = "from gemedge.export.run import onnxruntime_options; onnxruntime_options()"
     running = [subprocess.Popen([sys.executable, "-W", "error", "-c", script]) for _ in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
@@ -396,6 +396,18 @@ def test_compiler_for_another_machine_is_named(script, empty_cache, tmp_path, mo
 def test_next_compiler_is_tried_after_one_that_fails(empty_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("CC", str(program(tmp_path / "crosscc", "exit 1")))
     assert kernel_runs()
+
+
+def test_library_that_onnxruntime_refuses_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_kernel_library", lambda: program(tmp_path / "kernel.so", "no library"))
+    text = one_warning(kernel_runs)
+    assert text.startswith("onnxruntime does not take the fused kernels, the function bodies run instead: ")
+    assert "kernel.so" in text
+
+
+def test_without_a_temporary_folder_the_function_body_runs(empty_cache, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert "No such file or directory: '/nowhere/gemedge-" in one_warning(kernel_runs)
 
 
 def test_quoting_mistake_in_cc_is_passed_over(empty_cache, monkeypatch):

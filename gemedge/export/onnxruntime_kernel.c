@@ -6,8 +6,8 @@
 
    No onnxruntime header is needed. Its C ABI is a table of functions that only grows, and so does the structure
    that describes an operator: what is used of both stands in part 3, each function with its place in the table.
-   Places and types are those of struct OrtApi in onnxruntime_c_api.h; onnxruntime itself asserts the last place of
-   every version (101 for version 1, 265 for 16, 275 for 17). */
+   Places and types are those of struct OrtApi in onnxruntime_c_api.h, of which onnxruntime asserts the last place of
+   each version (101 for version 1, 218 for 12); the later ones were counted from there, and the tests call them. */
 
 #include <float.h>
 #include <stddef.h>
@@ -96,7 +96,7 @@ INLINE uint32_t half_of_float(float value) {
     const uint32_t bits = bits_of_float(value), magnitude = bits & 0x7fffffff, sign = (bits >> 16) & 0x8000;
     const uint32_t odd = (magnitude >> 13) & 1;
     const uint32_t normal = (magnitude - ((127 - 15) << 23) + 0xfff + odd) >> 13;
-    const uint32_t subnormal = bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f); /* the add rounds */
+    const uint32_t subnormal = bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f); /* + rounds */
     const uint32_t special = magnitude > 255u << 23 ? 0x7e00 | (magnitude >> 13 & 0x3ff) : 0x7c00;
     return sign | (magnitude >= 143u << 23 ? special : magnitude < 113u << 23 ? subnormal : normal);
 }
@@ -299,8 +299,8 @@ static void compute_chunk(void *data, size_t index) {
         kernel->op->range(y, x, count, kernel->n, kernel->epsilon);
 }
 
-static OrtStatus *compute_shape(const Kernel *kernel, OrtKernelContext *context, OrtValue *x,
-                                const OrtTensorTypeAndShapeInfo *shape, int64_t *dimensions, size_t rank) {
+static OrtStatus *compute_with_dimensions(const Kernel *kernel, OrtKernelContext *context, OrtValue *x,
+                                          const OrtTensorTypeAndShapeInfo *shape, int64_t *dimensions, size_t rank) {
     const Api api = kernel->api;
     OrtValue *y = NULL;
     void *from = NULL, *to = NULL;
@@ -320,14 +320,14 @@ static OrtStatus *compute_shape(const Kernel *kernel, OrtKernelContext *context,
     return NULL;
 }
 
-static OrtStatus *compute_info(const Kernel *kernel, OrtKernelContext *context, OrtValue *x,
-                               const OrtTensorTypeAndShapeInfo *shape) {
+static OrtStatus *compute_with_shape(const Kernel *kernel, OrtKernelContext *context, OrtValue *x,
+                                     const OrtTensorTypeAndShapeInfo *shape) {
     size_t rank = 0;
     TRY(CALL(kernel->api, GetDimensionsCount)(shape, &rank));
     int64_t *const dimensions = malloc((rank + 1) * sizeof *dimensions);
     if (dimensions == NULL)
         return CALL(kernel->api, CreateStatus)(FAIL, "gemedge: no memory for the shape of a tensor");
-    OrtStatus *const status = compute_shape(kernel, context, x, shape, dimensions, rank);
+    OrtStatus *const status = compute_with_dimensions(kernel, context, x, shape, dimensions, rank);
     free(dimensions);
     return status;
 }
@@ -338,7 +338,7 @@ static OrtStatus *compute(void *state, OrtKernelContext *context) {
     OrtTensorTypeAndShapeInfo *shape = NULL;
     TRY(CALL(kernel->api, KernelContext_GetInput)(context, 0, &x));
     TRY(CALL(kernel->api, GetTensorTypeAndShape)(x, &shape));
-    OrtStatus *const status = compute_info(kernel, context, (OrtValue *)(uintptr_t)x, shape);
+    OrtStatus *const status = compute_with_shape(kernel, context, (OrtValue *)(uintptr_t)x, shape);
     CALL(kernel->api, ReleaseTensorTypeAndShapeInfo)(shape);
     return status;
 }
@@ -363,11 +363,13 @@ static OrtStatus *create_kernel(const OrtCustomOp *ort, Api api, const OrtKernel
     if (status)
         return replace_status(api, status, op->name, "attribute epsilon is missing or not a float");
     if (n < 1 || n > 16) {
-        snprintf(text, sizeof text, "ai.gemedge::%s: n=%lld must be a whole number from 1 to 16", op->name, (long long)n);
+        snprintf(text, sizeof text, "ai.gemedge::%s: n=%lld must be a whole number from 1 to 16", op->name,
+                 (long long)n);
         return CALL(api, CreateStatus)(INVALID_ARGUMENT, text);
     }
     if (!(epsilon > 0 && epsilon <= FLT_MAX)) {
-        snprintf(text, sizeof text, "ai.gemedge::%s: epsilon=%g must be positive and finite", op->name, (double)epsilon);
+        snprintf(text, sizeof text, "ai.gemedge::%s: epsilon=%g must be positive and finite", op->name,
+                 (double)epsilon);
         return CALL(api, CreateStatus)(INVALID_ARGUMENT, text);
     }
     Kernel *const kernel = malloc(sizeof *kernel);

@@ -48,10 +48,13 @@ def onnxruntime_options(base: "onnxruntime.SessionOptions | None" = None) -> "on
     if _is_registered(options):
         return options
     try:
-        options.register_custom_ops_library(str(_kernel_library()))
-        options.add_session_config_entry(_REGISTERED, "1")
-    except _BuildError as error:
+        library = _kernel_library()
+    except (_BuildError, OSError) as error:
         _warn(f"{error}; the function bodies in the model run instead of the fused kernels")
+        return options
+    try:
+        options.register_custom_ops_library(str(library))
+        options.add_session_config_entry(_REGISTERED, "1")
     except Exception as error:  # onnxruntime's own, of several classes
         _warn(f"onnxruntime does not take the fused kernels, the function bodies run instead: {error}")
     return options
