@@ -158,7 +158,7 @@ class Activation:
         given = np.asarray(x)
         with np.errstate(all="ignore"):
             result = self._value(given.astype(_working_type(given.dtype)))
-        return result.astype(_result_type(given.dtype))[()]
+            return result.astype(_result_type(given.dtype))[()]
 
     def derivative(self, x: Any, order: int = 1, *, side: Side | None = None) -> Any:
         """The derivative of the given order at x, elementwise, computed in float64, in x's own float type.
@@ -180,8 +180,8 @@ class Activation:
         with np.errstate(all="ignore"):
             right = _slope(self.positive, order, np.abs(wide), self.epsilon)
             left = _slope(self.negative, order, np.abs(wide), self.epsilon) * (-1) ** order
-        result = np.where(is_right, right, left)
-        return np.where(np.isnan(wide), wide, result).astype(_result_type(given.dtype))[()]
+            result = np.where(np.isnan(wide), wide, np.where(is_right, right, left))
+            return result.astype(_result_type(given.dtype))[()]
 
     def _value(self, x: np.ndarray) -> np.ndarray:
         epsilon = x.dtype.type(self.epsilon)

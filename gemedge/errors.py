@@ -61,3 +61,7 @@ class OutputError(GemedgeError):
     """A result that could not be written."""
 
     exit_status = 6
+
+
+class GemedgeWarning(UserWarning):
+    """Something gemedge went on without; the text says what, why, and what happens instead."""

@@ -40,6 +40,10 @@ def to_form(model: ir.Model, form: Form) -> ir.Model:
     opset = model.graph.opset_imports[""]
     if form == "primitive":
         return _inlined(model, nodes, opset)
+    for node in nodes:  # kernels want both attributes written
+        activation = schema.activation_of(node)
+        node.attributes["n"] = ir.AttrInt64("n", activation.n or 1)
+        node.attributes["epsilon"] = ir.AttrFloat32("epsilon", activation.epsilon)
     if nodes:
         model.graph.opset_imports[schema.DOMAIN] = schema.VERSION
     if form == "function":

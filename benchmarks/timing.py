@@ -1,0 +1,17 @@
+"""Timing that survives a busy machine: the rivals take turns in one process, and medians are compared."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def interleaved(rivals: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of one call of each, over `rounds` turns of all of them; one turn before is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for turn in range(rounds + 1):
+        for name, call in rivals.items():
+            start = time.perf_counter()
+            call()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
