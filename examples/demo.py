@@ -1,0 +1,98 @@
+"""From training to a checked ONNX file, on real images: what `make demo` runs.
+
+Trains a small CNN with GEM on handwritten digits, saves model.pt, exports it in three forms with the command
+line, runs each in onnxruntime, and draws the activation and the confusion matrix. Everything lands in ./demo.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import onnxruntime
+import torch
+from mnist import cnn, load, train
+
+import gemedge.nn as gnn
+from gemedge import Activation
+from gemedge.export.run import onnxruntime_options
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+FORMS = ("function", "primitive", "custom")
+FOLDER = Path("demo")
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    FOLDER.mkdir(exist_ok=True)
+    images, labels, test_images, test_labels = load()
+    start = time.perf_counter()
+    model = cnn(lambda: gnn.GEM(1))
+    train(model, images, labels)
+    print(f"trained a CNN with GEM on {len(images):,} digits in {time.perf_counter() - start:.1f} s")
+    gnn.save(model, FOLDER / "model.pt", test_images[:1])
+    print(f"saved {FOLDER / 'model.pt'}\n")
+    with torch.no_grad():
+        predictions = {"torch": model(test_images).argmax(1).numpy()}
+    for form in FORMS:
+        predictions[f"onnxruntime, {form}"] = exported(form, test_images.numpy())
+    print_table(predictions, test_labels.numpy())
+    draw_activation(FOLDER / "activation.png")
+    draw_confusion(predictions["onnxruntime, function"], test_labels.numpy(), FOLDER / "confusion.png")
+    print(f"\nplots: {FOLDER / 'activation.png'}, {FOLDER / 'confusion.png'}")
+
+
+def exported(form: str, images: np.ndarray) -> np.ndarray:
+    """The classes that the exported model gives; the custom form needs gemedge's kernel."""
+    path = FOLDER / f"model-{form}.onnx"
+    command = ["export", str(FOLDER / "model.pt"), "--format", "onnx", "--gem", form, "-o", str(path), "--force"]
+    print("$ gemedge", *command)
+    subprocess.run([sys.executable, "-m", "gemedge", *command], check=True)  # noqa: S603
+    print()
+    options = onnxruntime_options() if form == "custom" else onnxruntime.SessionOptions()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+    return np.asarray(logits).argmax(1)
+
+
+def print_table(predictions: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    print(f"{'model':<24}{'test accuracy':>14}{'same class as torch':>22}")
+    for name, classes in predictions.items():
+        accuracy, agreement = (classes == labels).mean(), (classes == predictions["torch"]).mean()
+        print(f"{name:<24}{accuracy:>14.1%}{agreement:>22.1%}")
+
+
+def draw_activation(path: Path) -> None:
+    x = np.linspace(-3, 3, 601)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    functions = [Activation.gem(1), Activation.gem(2), Activation.segem(1, 0.5)]
+    for activation in functions:
+        left.plot(x, activation(x), label=str(activation))
+        right.plot(x, activation.derivative(x), label=str(activation))
+    left.plot(x, np.maximum(x, 0), "k:", label="ReLU")
+    left.set(title="activation", xlabel="x")
+    right.set(title="derivative", xlabel="x")
+    left.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion(classes: np.ndarray, labels: np.ndarray, path: Path) -> None:
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (labels, classes), 1)
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    axes.imshow(counts, cmap="Blues", norm=mpl.colors.PowerNorm(0.4))
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            axes.text(column, row, str(count), ha="center", va="center", color="white" if row == column else "black")
+    axes.set(xticks=range(10), yticks=range(10), xlabel="predicted by the exported model", ylabel="digit")
+    axes.set_title(f"{(classes == labels).mean():.1%} of {len(labels):,} test digits")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
