@@ -30,7 +30,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for file in benchmarks/[a-z]*.py; do case $$file in benchmarks/timing.py) ;; *) \
-	  echo "gemedge: $$file"; PYTHONPATH=. $(BIN)/python $$file || exit 1;; esac; done
+	  echo "gemedge: $$file"; PYTHONPATH=. $(BIN)/python $$file;; esac; done
 
 # The readers of model files against mutated input, SECONDS long.
 SECONDS ?= 60
