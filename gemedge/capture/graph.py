@@ -16,7 +16,7 @@ from gemedge.capture.symbols import check_expression, check_symbol
 from gemedge.capture.tree import MAX_DIMENSIONS
 from gemedge.errors import ModelError, UnsupportedError
 
-MAX_BYTES = 1 << 26
+MAX_BYTES = 1 << 25
 _INT64 = 1 << 63
 _MAX_SIZE = 1 << 48
 

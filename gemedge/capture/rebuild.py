@@ -60,6 +60,8 @@ def module(tree: Tree, records: Mapping[str, memoryview], allowed: Mapping[str, 
 
 def values(tree: Tree, records: Mapping[str, memoryview]) -> Any:
     """The tree with tensors for their records. ModelError where it holds anything but tensors and plain values."""
+    if classes(tree):
+        raise ModelError(f"it holds objects of {', '.join(sorted(classes(tree)))}, not tensors and plain values")
     return _Modules({}, _Tensors(records))._plain(tree, "a value")
 
 

@@ -118,8 +118,8 @@ def check_extent(
     if any(type(value) is not int for value in (offset, *shape, *stride)):
         raise ModelError(f"a tensor in {record}: its offset, sizes and strides must be whole numbers")
     view = f"a tensor of shape {shape} with stride {stride} and offset {offset}"
-    if min((offset, *shape, *stride)) < 0:
-        raise ModelError(f"{view} in {record} has a number below 0")
+    if min((offset, *shape, *stride)) < 0 or max((offset, *shape, *stride)) >= 1 << 62:
+        raise ModelError(f"{view} in {record} has a number below 0 or over 2^62")
     numel = nbytes // ITEM_SIZES[dtype]
     count = math.prod(shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else offset - 1
