@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["gemedge.capture"]):
-    from gemedge.capture import archive, graph, kind, pickled, pt2, symbols, tree
+    from gemedge.capture import archive, fields, graph, kind, pickled, pt2, symbols, tree
     from gemedge.errors import ModelError, UnsupportedError
 
 STORAGES = {f"data/{key}": memoryview(bytes(64)) for key in range(4)}
@@ -30,8 +30,8 @@ def read_pickle(data: bytes) -> None:
 
 
 def read_graph(data: bytes) -> None:
-    checked = graph.check_program(graph.read_json(memoryview(data), "graph"))
-    assert graph.check_program(graph.read_json(memoryview(graph.write_json(checked)), "copy")) == checked
+    checked = graph.check_program(fields.read_json(memoryview(data), "graph"))
+    assert graph.check_program(fields.read_json(memoryview(fields.write_json(checked)), "copy")) == checked
 
 
 def read_weights(data: bytes) -> None:

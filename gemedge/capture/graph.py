@@ -5,20 +5,31 @@ weights) must be an identifier; what it would import, evaluate or execute (opera
 is checked against a list or a grammar, or left out.
 """
 
-import json
-import keyword
 import re
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
+from gemedge.capture.fields import (
+    Check,
+    boolean,
+    dict_of,
+    exactly,
+    identifier,
+    list_of,
+    named,
+    number,
+    optional,
+    path,
+    size,
+    struct,
+    text,
+    union,
+    whole,
+)
+from gemedge.capture.nesting import check_nesting
 from gemedge.capture.operators import check_operator
 from gemedge.capture.symbols import check_expression, check_symbol
 from gemedge.capture.tree import MAX_DIMENSIONS
 from gemedge.errors import ModelError, UnsupportedError
-
-MAX_BYTES = 1 << 25
-_INT64 = 1 << 63
-_MAX_SIZE = 1 << 48
 
 DTYPES = {
     1: "uint8",
@@ -38,137 +49,6 @@ DTYPES = {
 _OTHER_DTYPES = {9: "complex32", 10: "complex64", 11: "complex128"} | dict.fromkeys(range(29, 34), "float8")
 _STRIDED = 7
 
-Check: TypeAlias = Callable[[Any], Any]
-
-
-def read_json(data: memoryview, what: str) -> Any:
-    """The JSON value in data. ModelError where it is none, or longer or deeper than any model's."""
-    if len(data) > MAX_BYTES:
-        raise ModelError(f"{what} has {len(data)} bytes; {MAX_BYTES} are allowed")
-    try:
-        return json.loads(bytes(data).decode())
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{what} is not JSON that torch could have written") from error
-
-
-def write_json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-# Small checks: each returns the checked value, copied
-
-
-def struct(required: dict[str, Check], optional: dict[str, Check] | None = None) -> Check:
-    """A dict with these fields; others are dropped."""
-
-    def check(value: Any) -> dict[str, Any]:
-        _is(value, dict)
-        missing = required.keys() - value.keys()
-        if missing:
-            raise ModelError(f"it lacks the field {min(missing)!r}")
-        fields = required | (optional or {})
-        return {name: inner(value[name]) for name, inner in fields.items() if name in value}
-
-    return check
-
-
-def union(cases: dict[str, Check], what: str) -> Check:
-    """A dict with exactly one of these fields."""
-
-    def check(value: Any) -> dict[str, Any]:
-        _is(value, dict)
-        if len(value) != 1:
-            raise ModelError(f"{what} has {len(value)} fields instead of one")
-        ((name, content),) = value.items()
-        if name not in cases:
-            raise UnsupportedError(f"{what} of the kind {name[:40]!r} is not what gemedge reads")
-        return {name: cases[name](content)}
-
-    return check
-
-
-def list_of(inner: Check, longest: int = 1_000_000) -> Check:
-    def check(value: Any) -> list[Any]:
-        _is(value, list)
-        if len(value) > longest:
-            raise ModelError(f"it has a list of {len(value)} values; {longest} are allowed")
-        return [inner(item) for item in value]
-
-    return check
-
-
-def dict_of(key: Check, inner: Check) -> Check:
-    def check(value: Any) -> dict[str, Any]:
-        _is(value, dict)
-        return {key(name): named(name, inner, item) for name, item in value.items()}
-
-    return check
-
-
-def named(name: str, inner: Check, value: Any) -> Any:
-    """inner(value), with the name before the reason where it raises."""
-    try:
-        return inner(value)
-    except (ModelError, UnsupportedError) as error:
-        raise type(error)(f"{name!r:.80}: {error}") from error
-
-
-def optional(inner: Check) -> Check:
-    return lambda value: None if value is None else inner(value)
-
-
-def boolean(value: Any) -> bool:
-    return _is(value, bool)
-
-
-def whole(value: Any) -> int:
-    if type(value) is not int or not -_INT64 <= value < _INT64:
-        raise ModelError(f"{value!r:.60} is not a whole number of 64 bits")
-    return value
-
-
-def size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _MAX_SIZE:
-        raise ModelError(f"{value!r:.60} is not a size or stride from 0 to 2^48")
-    return value
-
-
-def number(value: Any) -> float | str:
-    if value in ("Infinity", "-Infinity", "NaN"):  # torch writes these as texts, and reads them with float()
-        return str(value)
-    return value if type(value) is float else float(whole(value))
-
-
-def text(value: Any) -> str:
-    if type(value) is not str or len(value) > 10_000:
-        raise ModelError("it has a text argument that is no text of up to 10000 characters")
-    return value
-
-
-def identifier(value: Any) -> str:
-    """A name that torch puts into Python source as it is."""
-    if type(value) is not str or not _IDENTIFIER.fullmatch(value) or keyword.iskeyword(value):
-        raise ModelError(f"{value!r:.80} is no Python identifier; torch writes no other names into a graph")
-    return value
-
-
-def path(value: Any) -> str:
-    """The dotted name of a parameter or buffer."""
-    if type(value) is not str or not _PATH.fullmatch(value):
-        raise ModelError(f"{value!r:.80} is no name of a parameter; it is made of letters, digits, '_', '-' and dots")
-    return value
-
-
-def _is(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise ModelError(f"{value!r:.60} stands where torch writes a {kind.__name__}")
-    return value
-
-
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,250}")
-_PATH = re.compile(r"[A-Za-z0-9_-]{1,250}(?:\.[A-Za-z0-9_-]{1,250}){0,60}")
-_STACK = re.compile(r"(?:[\w@.\[\]']*,[\w@.\[\]']*,[\w.<>]*)(?:;[\w@.\[\]']*,[\w@.\[\]']*,[\w.<>]*)*", re.ASCII)
-
 
 def dtype(value: Any) -> int:
     if type(value) is not int or value not in DTYPES:
@@ -184,7 +64,7 @@ def _layout(value: Any) -> int:
 
 
 def _device(value: Any) -> dict[str, Any]:
-    kind = _is(value, dict).get("type")
+    kind = exactly(value, dict).get("type")
     if kind != "cpu":
         raise UnsupportedError(f"it was exported on the device {kind!r:.20}; export it on the CPU")
     return {"type": "cpu", "index": None}
@@ -284,9 +164,12 @@ def _argument_kind(value: Any) -> int:
     return value
 
 
+_STACK = re.compile(r"(?:[\w@.\[\]']*,[\w@.\[\]']*,[\w.<>]*)(?:;[\w@.\[\]']*,[\w@.\[\]']*,[\w.<>]*)*", re.ASCII)
+
+
 def _metadata(value: Any) -> dict[str, str]:
     """Where the node stood in the module, for layer names; source paths and the rest are dropped."""
-    stack = _is(value, dict).get("nn_module_stack")
+    stack = exactly(value, dict).get("nn_module_stack")
     is_plain = type(stack) is str and len(stack) < 10_000 and _STACK.fullmatch(stack)
     return {"nn_module_stack": stack} if is_plain else {}
 
@@ -353,52 +236,16 @@ _output_spec = union(
 _signature = struct({"input_specs": list_of(_input_spec), "output_specs": list_of(_output_spec)})
 
 
-# How inputs and outputs are nested, as JSON within the JSON
-
-_NESTS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
-
-
-def _tree_spec(value: Any) -> str:
-    spec = read_json(memoryview(text(value).encode("utf-8", "replace")), "the nesting of its inputs or outputs")
-    match spec:
-        case [1, dict(root)]:
-            return json.dumps([1, _nest(root, 50)])
-    raise UnsupportedError("the nesting of its inputs or outputs is of an unknown version")
-
-
-def _nest(value: Any, depth: int) -> dict[str, Any]:
-    checked = struct({"type": lambda kind: kind, "context": lambda context: context, "children_spec": list_of(_same)})(
-        value
-    )
-    kind, context, children = checked["type"], checked["context"], checked["children_spec"]
-    if depth == 0:
-        raise ModelError("its inputs or outputs are nested over 50 deep")
-    if kind is None:
-        if context is not None or children:
-            raise ModelError("a leaf of its inputs or outputs has parts")
-    elif kind not in _NESTS:
-        raise UnsupportedError(f"its inputs or outputs are nested in a {kind!r:.80}; tuple, list and dict are allowed")
-    elif kind in ("builtins.tuple", "builtins.list"):
-        context = "null"
-    else:
-        context = json.dumps(list_of(identifier)(read_json(memoryview(text(context).encode()), "a dict's keys")))
-    return {"type": kind, "context": context, "children_spec": [_nest(child, depth - 1) for child in children]}
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
 _call_signature = struct(
-    {"inputs": list_of(_argument), "outputs": list_of(_argument), "in_spec": _tree_spec, "out_spec": _tree_spec},
+    {"inputs": list_of(_argument), "outputs": list_of(_argument), "in_spec": check_nesting, "out_spec": check_nesting},
     {"forward_arg_names": optional(list_of(identifier))},
 )
 
 
 def _root_call(value: Any) -> list[dict[str, Any]]:
     """The entry of the whole model; those of its parts only serve to take it apart again."""
-    for entry in _is(value, list)[:1]:
-        if _is(entry, dict).get("fqn") == "":
+    for entry in exactly(value, list)[:1]:
+        if exactly(entry, dict).get("fqn") == "":
             return [{"fqn": "", "signature": optional(_call_signature)(entry.get("signature"))}]
     raise ModelError("its module call graph does not begin with the whole model")
 

@@ -15,19 +15,8 @@ from typing import TYPE_CHECKING, Any
 from gemedge.capture import archive, pickled
 from gemedge.capture.archive import Archive
 from gemedge.capture.calls import check_bools
-from gemedge.capture.graph import (
-    DTYPES,
-    boolean,
-    check_program,
-    dict_of,
-    optional,
-    path,
-    read_json,
-    struct,
-    tensor_meta,
-    text,
-    write_json,
-)
+from gemedge.capture.fields import boolean, dict_of, optional, path, read_json, struct, text, write_json
+from gemedge.capture.graph import DTYPES, check_program, tensor_meta
 from gemedge.capture.tree import ITEM_SIZES, Tree, check_extent
 from gemedge.errors import GemedgeError, ModelError, UnsupportedError
 
