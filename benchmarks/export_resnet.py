@@ -63,7 +63,8 @@ def timed(work: Callable[[], object]) -> float:
 
 def watch(module: Any, attribute: str) -> list[float]:
     """Replace a function by one that notes its seconds in the list returned."""
-    function, seconds = getattr(module, attribute), []
+    function = getattr(module, attribute)
+    seconds: list[float] = []
 
     def watched(*arguments: Any, **keywords: Any) -> Any:
         start = time.perf_counter()
