@@ -100,7 +100,8 @@ def build(activation: Activation, in_params: QuantParams, out_params: QuantParam
     """The constants of a kernel; UnsupportedError where it could not be right."""
     negative, positive = (Task(activation, sign, in_params, out_params) for sign in (-1, 1))
     if in_params.bits == 8:
-        return Constants((*map(negative.code, range(128, -1, -1)), *map(positive.code, range(1, 128))), (), ())
+        offsets = range(in_params.raw_min - in_params.zero_point, in_params.raw_max - in_params.zero_point + 1)
+        return Constants(tuple((positive if d > 0 else negative).code(abs(d)) for d in offsets), (), ())
     make = _side_by_codes if in_params.bits == 16 else _side_by_bounds
     made = [make(negative), make(positive)]
     exceptions = tuple(pair for _, wrong in made for pair in wrong)
@@ -178,7 +179,7 @@ def affine_bits(form: Form, start: int, stop: int, wide: bool) -> int:
     if stop <= 1 << 16:
         exact = all((1 << 15) % c.denominator == 0 for c in (form.slope, form.offset))
         return 16 if exact else 61 - limit
-    return min(61 - limit, 30 - max(int(abs(form.slope)).bit_length(), 0))
+    return min(61 - limit, 30 - int(abs(form.slope)).bit_length())
 
 
 def _signed(p: poly.Polynomial) -> tuple[NormalPolynomial | None, NormalPolynomial | None]:
@@ -317,6 +318,8 @@ def _side_by_bounds(task: Task) -> tuple[Side, Wrong]:
     if stop <= 1:
         return Side(1, 1, head, tail, ()), ()
     far, near = far_form(task), near_form(task)
+    if not far.slope and not far.numerator:
+        return Side(task.largest + 1, task.largest + 1, head, head, ()), ()
     wide = task.out_params.bits == 32
     u = np.unique(np.concatenate([np.geomspace(1, stop - 1, 4096).astype(np.int64), [1, stop - 1]]))
     cut = 1

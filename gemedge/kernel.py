@@ -5,7 +5,9 @@ constant stretches and pieces of gemedge.rational. A kernel for 16-bit input has
 value of every code when it is made: a code it would round wrongly is stored (8 at most) or it is refused.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from gemedge import polynomial as poly
 from gemedge.activation import Activation, Branch
+from gemedge.certificate import Certificate, certify
 from gemedge.construct import Constants, build
 from gemedge.errors import QuantizationError
 from gemedge.fixed import QFormat, QuantParams
@@ -98,6 +101,15 @@ class FixedActivation:
                 out[where] = np.minimum(np.maximum(y, self.out_params.raw_min), self.out_params.raw_max)
         for code, value in self.constants.exceptions:
             out[x == code] = value
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the constants: another constant is another digest."""
+        return hashlib.sha256(json.dumps(asdict(self.constants), sort_keys=True).encode()).hexdigest()
+
+    def certify(self) -> Certificate:
+        """Compare the outputs with the exact values: all codes of 8- and 16-bit input, 65,536 of 32-bit input."""
+        return certify(self, self.activation, self.in_params, self.out_params, self.digest)
 
     @cached_property
     def derivative(self) -> "FixedActivation":

@@ -186,7 +186,8 @@ class Piece:
         fraction = product >> np.minimum(45 - up, 63)
         down = self.affine_bits - 16
         run.watch("fraction", fraction, -(1 << 51), 1 << 51)
-        return ((affine >> down) + fraction + ((1 << 15) - BIAS)) >> 16
+        whole = affine >> down if down >= 0 else affine << -down
+        return (whole + fraction + ((1 << 15) - BIAS)) >> 16
 
     def _remainder(self, gap: Any, den: Any, num: Any, run: Arithmetic) -> Any:
         """den * gap + num in units of den's last bit, modulo 2**64; gap has affine_bits fraction bits."""
