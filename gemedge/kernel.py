@@ -21,7 +21,7 @@ from gemedge.errors import QuantizationError
 from gemedge.fixed import QFormat, QuantParams
 from gemedge.rational import Arithmetic
 
-_CHUNK = 1 << 14  # elements at a time: what the intermediates need stays in the cache
+_CHUNK = 1 << 15  # elements at a time: what the intermediates need stays in the cache
 
 
 @dataclass(frozen=True, init=False)

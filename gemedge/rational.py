@@ -5,7 +5,9 @@ floor(v + 1/2) with adds, multiplies, shifts, a count of leading zeros, compares
 twin repeats it line by line. Polynomials are kept normalised: a mantissa of 44 bits and an exponent. The
 quotient is estimated from below by a reciprocal from a 128-byte table with one cubic correction, and the
 remainder decides whether to add one. docs/numerics.md has the proofs; the widths here are checked where
-`Arithmetic.checked` is set.
+`Arithmetic.checked` is set. Right shifts are arithmetic (rounded down), and those by more than 63 are
+by 63, as NumPy does; a C twin says so. Rounding down is what keeps a fraction on its true side: a negative one,
+however small, is never rounded to 0.
 """
 
 from dataclasses import dataclass
@@ -127,13 +129,16 @@ class Piece:
         up = num_exponent - den_exponent
         run.watch("exponent", up, -(1 << 20), WIDE_FRACTION_BITS if self.wide else FRACTION_BITS)
         inverse = reciprocal(den, run)
-        estimate = self._estimate(affine, num, up, inverse, run)
-        shifted = (num << np.maximum(up, 0)) >> np.minimum(np.maximum(-up, 0), 63)  # rounded down
+        down = FRACTION_BITS - up
+        estimate = self._estimate(affine, num, down, inverse, run)
         if self.wide:
+            shifted = (num << np.maximum(up, 0)) >> np.maximum(-up, 0)
             rest = self._remainder(affine + half - (estimate << self.affine_bits), den, shifted, run)
             run.watch("rest", rest, -(1 << 59), 1 << 59)
             step = run.times(rest >> 29, inverse) >> 30
             estimate = estimate + ((step - BIAS) >> 16)
+        else:
+            shifted = (num << FRACTION_BITS) >> down
         gap = affine + half - ((estimate + 1) << self.affine_bits)
         remainder = self._remainder(gap, den, shifted, run)
         run.watch("remainder", remainder, -(1 << 45), 1 << 45)
@@ -177,16 +182,15 @@ class Piece:
             return -taken, taken_exponent
         given, given_exponent = plus.value(m, lead, run)
         exponent = np.maximum(given_exponent, taken_exponent)
-        given = given >> np.minimum(exponent - given_exponent, 63)
-        return given - (taken >> np.minimum(exponent - taken_exponent, 63)), exponent
+        return (given >> (exponent - given_exponent)) - (taken >> (exponent - taken_exponent)), exponent
 
-    def _estimate(self, affine: Any, num: Any, up: Any, inverse: Any, run: Arithmetic) -> Any:
+    def _estimate(self, affine: Any, num: Any, down: Any, inverse: Any, run: Arithmetic) -> Any:
         """v + 1/2 less a quarter, in whole LSB: at most v + 1/2, and more than that minus 1."""
         product = run.times(num >> 14, inverse)
-        fraction = product >> np.minimum(45 - up, 63)
-        down = self.affine_bits - 16
+        fraction = product >> (down + (45 - FRACTION_BITS))
+        extra = self.affine_bits - 16
         run.watch("fraction", fraction, -(1 << 51), 1 << 51)
-        whole = affine >> down if down >= 0 else affine << -down
+        whole = affine >> extra if extra >= 0 else affine << -extra
         return (whole + fraction + ((1 << 15) - BIAS)) >> 16
 
     def _remainder(self, gap: Any, den: Any, num: Any, run: Arithmetic) -> Any:
@@ -231,12 +235,12 @@ def _times_input(mantissa: Any, m: tuple[Any, ...], run: Arithmetic) -> Any:
 
 
 def _add(mantissa: Any, exponent: Any, c: int, c_exponent: int, run: Arithmetic) -> tuple[Any, Any]:
-    above = exponent - c_exponent
-    aligned = np.int64(c) >> np.minimum(np.maximum(above, 0), 63)
-    total = (mantissa >> np.minimum(np.maximum(-above, 0), 63)) + aligned
+    short = c_exponent - exponent
+    down = np.maximum(short, 0)
+    total = (mantissa >> down) + (np.int64(c) >> (down - short))
     run.watch("sum", total, 1 << 43, 1 << 45)
     carry = total >> 44
-    return total >> carry, np.maximum(exponent, c_exponent) + carry
+    return total >> carry, exponent + (down + carry)
 
 
 def _renormalise(mantissa: Any, exponent: Any) -> tuple[Any, Any]:
