@@ -87,6 +87,7 @@ class Task:
 class Form:
     """slope * u + offset + numerator(u) / denominator(u), in LSB."""
 
+    name: str
     slope: Fraction
     offset: Fraction
     numerator: poly.Polynomial
@@ -119,20 +120,21 @@ def build(activation: Activation, in_params: QuantParams, out_params: QuantParam
 def far_form(task: Task) -> Form:
     """The branch in u: its fraction is proper, and fades for large u."""
     branch = task.branch
-    return _form(task, branch.slope, branch.offset, branch.numerator)
+    return _form("far", task, branch.slope, branch.offset, branch.numerator)
 
 
 def near_form(task: Task) -> Form:
     """The tangent at u = 0 and what is missing from it: a fraction that begins with u^2."""
     branch = task.branch
-    p, q = (*branch.numerator, 0, 0), (*branch.denominator, 0)
-    offset = branch.offset + Fraction(p[0]) / q[0]
-    slope = branch.slope + (p[1] * q[0] - p[0] * q[1]) / Fraction(q[0]) ** 2
+    zeros = (Fraction(0), Fraction(0))
+    p, q = (*branch.numerator, *zeros), (*branch.denominator, *zeros)
+    offset = branch.offset + p[0] / q[0]
+    slope = branch.slope + (p[1] * q[0] - p[0] * q[1]) / q[0] ** 2
     given = poly.multiply((branch.offset - offset, branch.slope - slope), branch.denominator)
-    return _form(task, slope, offset, poly.add(branch.numerator, given))
+    return _form("near", task, slope, offset, poly.add(branch.numerator, given))
 
 
-def _form(task: Task, slope: Fraction, offset: Fraction, numerator: poly.Polynomial) -> Form:
+def _form(name: str, task: Task, slope: Fraction, offset: Fraction, numerator: poly.Polynomial) -> Form:
     """The form in u, its polynomials with integer coefficients that have no common factor."""
     k, e = task.t_per_u, task.lsb_per_unit
     above = [e * c * k**i for i, c in enumerate(numerator)]
@@ -141,6 +143,7 @@ def _form(task: Task, slope: Fraction, offset: Fraction, numerator: poly.Polynom
     common = gcd(*(int(c * whole) for c in above + below))
     factor = Fraction(whole, common)
     return Form(
+        name,
         slope * k * e,
         offset * e + task.out_params.zero_point,
         poly.scale(tuple(above), factor),
@@ -159,6 +162,7 @@ def make_piece(form: Form, start: int, stop: int, *, wide: bool) -> Piece:
     up = all(c >= 0 for c in form.numerator)
     slope = _rounded(form.slope * 2 ** (bits + input_bits), up=up)
     return Piece(
+        form.name if form.numerator else "affine",
         start,
         stop,
         slope,
@@ -173,7 +177,7 @@ def make_piece(form: Form, start: int, stop: int, *, wide: bool) -> Piece:
 def affine_bits(form: Form, start: int, stop: int, wide: bool) -> int:
     """Fraction bits of the affine part: 16 where they hold it exactly, else what 62 bits leave."""
     limit = WIDE_FRACTION_BITS if wide else FRACTION_BITS
-    largest = max(abs(form.affine(start)), abs(form.affine(stop - 1)), 1)
+    largest = max(abs(form.affine(start)), abs(form.affine(stop - 1)), Fraction(1))
     if largest >= 1 << limit:
         raise PromiseError(f"the affine part reaches {float(largest):.4g} LSB, outside 2^{limit}")
     if stop <= 1 << 16:
@@ -237,7 +241,7 @@ def _candidates(task: Task, u: np.ndarray) -> Iterator[list[tuple[Form, int, int
     far, near = far_form(task), near_form(task)
     for form in (form for form in (far, near) if form.slope):
         for nudge in (Fraction(0), Fraction(-1, 1 << 40)):
-            yield [(Form(form.slope, form.offset + nudge, (), form.denominator), start, stop)]
+            yield [(Form(form.name, form.slope, form.offset + nudge, (), form.denominator), start, stop)]
     yield [(far, start, stop)]
     cut = _cut(task, far, near, u)
     yield [(form, a, b) for form, a, b in ((near, start, cut), (far, cut, stop)) if a < b]
@@ -326,9 +330,7 @@ def _side_by_bounds(task: Task) -> tuple[Side, Wrong]:
     if _fraction_size(task, far, u).max(initial=0.0) >= 2.0 ** ((WIDE_FRACTION_BITS if wide else FRACTION_BITS) - 2):
         cut = _cut(task, far, near, u)
     try:
-        pieces = tuple(
-            make_piece(form, a, b, wide=wide) for form, a, b in ((near, 1, cut), (far, cut, stop)) if a < b
-        )
+        pieces = tuple(make_piece(form, a, b, wide=wide) for form, a, b in ((near, 1, cut), (far, cut, stop)) if a < b)
         _outputs(task, pieces, u)
     except PromiseError as error:
         raise UnsupportedError(f"{task}: {error}") from error

@@ -170,7 +170,7 @@ class Multiplier:
             exact = Fraction(real)
         except (TypeError, ValueError, OverflowError):
             exact = Fraction(-1)
-        if not 0 <= exact:
+        if not exact >= 0:
             raise FormatError(f"multiplier {real!r} must be a finite number, 0 or more")
         if exact < Fraction(1, 1 << 32):
             return cls(0, 0)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gemedge import intervals, rational
 from gemedge import polynomial as poly
 from gemedge.activation import Activation, Branch
 from gemedge.certificate import Certificate, certify
@@ -61,8 +62,14 @@ class FixedActivation:
         return self.evaluate(raw, Arithmetic())
 
     def evaluate(self, raw: Any, run: Arithmetic) -> np.ndarray:
-        """As a call; `run` says whether widths are checked and whether there is a long multiply."""
+        """As a call, with or without checks and a long multiply.
+
+        A checked run is for tests: it raises PromiseError where a constant or an intermediate leaves the
+        interval that is proven for it.
+        """
         given = self._checked(raw)
+        if run.checked:
+            intervals.check(self.activation, self.in_params, self.out_params, self.constants)
         out = np.empty(given.shape, f"i{self.out_params.bits // 8}")
         if self.constants.table:
             table = np.array(self.constants.table, out.dtype)
@@ -104,8 +111,9 @@ class FixedActivation:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the constants: another constant is another digest."""
-        return hashlib.sha256(json.dumps(asdict(self.constants), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of all constants, with those that kernels share: another constant is another digest."""
+        everything = [asdict(self.constants), rational.RECIPROCALS, rational.BIAS]
+        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
     def certify(self) -> Certificate:
         """Compare the outputs with the exact values: all codes of 8- and 16-bit input, 65,536 of 32-bit input."""

@@ -97,10 +97,12 @@ class NormalPolynomial:
 class Piece:
     """affine(u) + (plus(u) - minus(u)) / (above(u) - below(u)) for start <= u < stop.
 
+    form says where it comes from: `far` or `near` of gemedge.construct, or `affine`, which has no fraction.
     affine(u) = (slope * u + offset) * 2**-affine_bits, where for wide input slope holds 16 bits more.
-    A piece without plus and minus is the affine part alone.
+    wide: the output has 32 bits, and a second estimate is taken from the first one's remainder.
     """
 
+    form: str
     start: int
     stop: int
     slope: int
@@ -212,7 +214,7 @@ def reciprocal(den: Any, run: Arithmetic) -> Any:
     With r from the table and e = 1 - d r, |e| < 2**-6.98, the cubic step is r (1 + e + e^2) = (1 - e^3) / d.
     """
     d = den >> 12
-    first = _RECIPROCALS[(d >> 25) - 64]
+    first = RECIPROCAL_ARRAY[(d >> 25) - 64]
     error = ((1 << 47) - run.times(d, first)) >> 16
     run.watch("reciprocal error", error, -(1 << 25), 1 << 25)
     correction = error + (run.times(error, error) >> 31)
@@ -221,7 +223,7 @@ def reciprocal(den: Any, run: Arithmetic) -> Any:
     return inverse
 
 
-_RECIPROCALS = np.array(RECIPROCALS, np.int64)
+RECIPROCAL_ARRAY = np.array(RECIPROCALS, np.int64)
 
 
 def bit_length(u: np.ndarray) -> Any:
