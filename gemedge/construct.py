@@ -188,7 +188,7 @@ def affine_bits(form: Form, start: int, stop: int, wide: bool) -> int:
 
 def _signed(p: poly.Polynomial) -> tuple[NormalPolynomial | None, NormalPolynomial | None]:
     """The terms of each sign, as polynomials with no negative coefficient."""
-    parts = (poly.polynomial(max(c, 0) for c in p), poly.polynomial(max(-c, 0) for c in p))
+    parts = (poly.polynomial(c if c > 0 else 0 for c in p), poly.polynomial(-c if c < 0 else 0 for c in p))
     plus, minus = (NormalPolynomial.of(part) if part else None for part in parts)
     return plus, minus
 
