@@ -231,7 +231,7 @@ def _best(task: Task, u: np.ndarray, truth: np.ndarray) -> tuple[tuple[Piece, ..
         if not wrong.size:
             break
     if best is None:
-        raise UnsupportedError(f"{task}: {reason}")
+        raise UnsupportedError(f"{task}: no integer form of it fits; {reason}")
     return best[0], tuple((task.sign * int(u[i]), int(truth[i])) for i in best[1])
 
 
@@ -333,7 +333,7 @@ def _side_by_bounds(task: Task) -> tuple[Side, Wrong]:
         pieces = tuple(make_piece(form, a, b, wide=wide) for form, a, b in ((near, 1, cut), (far, cut, stop)) if a < b)
         _outputs(task, pieces, u)
     except PromiseError as error:
-        raise UnsupportedError(f"{task}: {error}") from error
+        raise UnsupportedError(f"{task}: no integer form of it fits; {error}") from error
     return Side(1, stop, head, tail, pieces), ()
 
 

@@ -129,7 +129,7 @@ class Piece:
         num, num_exponent = self._difference(self.plus, self.minus, m, lead, run)
         run.watch("numerator", num, -(1 << 44), 1 << 44)
         up = num_exponent - den_exponent
-        run.watch("exponent", up, -(1 << 20), WIDE_FRACTION_BITS if self.wide else FRACTION_BITS)
+        run.watch("the exponent of the fraction", up, -(1 << 20), WIDE_FRACTION_BITS if self.wide else FRACTION_BITS)
         inverse = reciprocal(den, run)
         down = FRACTION_BITS - up
         estimate = self._estimate(affine, num, down, inverse, run)
