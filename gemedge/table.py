@@ -48,9 +48,7 @@ class Table:
             raise FormatError(f"interpolation={interpolation!r} must be 'linear' or 'nearest'")
         cells = entries - entries % 2
         if not 2 <= cells <= 1 << self.in_params.bits or cells & (cells - 1):
-            raise FormatError(
-                f"entries={entries} must be a power of two or one more, up to 2^{self.in_params.bits} + 1"
-            )
+            raise FormatError(f"entries={entries} must be 2^k or 2^k + 1, k from 1 to {self.in_params.bits}")
         if interpolation == "linear" and entries == cells:
             raise FormatError(f"entries={entries}: linear interpolation needs the right end, {cells + 1} entries")
 
