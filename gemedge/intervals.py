@@ -5,7 +5,6 @@ rightly (docs/numerics.md). A constant outside raises PromiseError that names it
 """
 
 from fractions import Fraction
-from itertools import zip_longest
 
 import numpy as np
 
@@ -67,7 +66,8 @@ def _check_polynomial(whose: str, given: NormalPolynomial | None, exact: NormalP
         _within(whose, given, exact)
         return
     _within(f"{whose} exponents", given.exponents, exact.exponents)
-    for power, (mantissa, proven) in enumerate(zip_longest(given.mantissas, exact.mantissas)):
+    _within(f"{whose} number of mantissas", len(given.mantissas), len(exact.mantissas))
+    for power, (mantissa, proven) in enumerate(zip(given.mantissas, exact.mantissas, strict=True)):
         around = 1 if proven else 0
         low, high = max(proven - around, min(proven, 1 << 43)), min(proven + around, (1 << 44) - 1)
         _between(f"{whose} mantissa {power}", mantissa, low, high)

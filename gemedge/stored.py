@@ -3,6 +3,7 @@
 Reading checks the type and the range of every value and runs nothing.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -31,6 +32,11 @@ def to_json(kernel: FixedActivation, certificate: Certificate) -> dict[str, Any]
         "certificate": asdict(certificate),
         "constants": asdict(kernel.constants),
     }
+
+
+def as_bytes(value: Mapping[str, Any]) -> bytes:
+    """The file of a stored kernel: JSON, one field a line, the same bytes for the same kernel."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def from_json(value: Mapping[str, Any]) -> tuple[FixedActivation, Certificate]:
