@@ -45,13 +45,9 @@ class Method:
 
 @click.command("activation")
 @click.argument("text", metavar="ACTIVATION")
-@click.option(
-    "--in", "source", default="Q3.12", show_default=True, help="Input: Q3.12 or int8(scale=0.1, zero_point=3)."
-)
+@click.option("--in", "source", default="Q3.12", show_default=True, help="As Q3.12 or int8(scale=0.1, zero_point=3).")
 @click.option("--out", "target", default="Q3.12", show_default=True, help="Output, written likewise.")
-@click.option(
-    "-o", "output", type=click.Path(path_type=Path), help="Save the kernel (or the sweep's CSV) to this file."
-)
+@click.option("-o", "output", type=click.Path(path_type=Path), help="Save the kernel, or the sweep's CSV, here.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this .png, .svg or .pdf file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--sweep", is_flag=True, help="Certify a grid of n, epsilon and formats; -o takes the CSV.")
@@ -129,13 +125,13 @@ _TABLES = (("513-entry table, linear", 513, "linear", 1), ("513-entry table, nea
 def notes(kernel: FixedActivation, outputs: np.ndarray) -> list[str]:
     """What a user should know where the formats leave little of the activation."""
     activation, source, target = kernel.activation, kernel.in_params, kernel.out_params
-    epsilon, lsb = np.float32(activation.epsilon), target.scale
+    epsilon, lsb = str(np.float32(activation.epsilon)), target.scale
     if outputs.size and outputs.min() == outputs.max():
         return [f"every output from {source} to {target} is {outputs[0]}: nothing of {activation} is left there"]
     found = []
     if activation.family == "gem" and activation.exact_epsilon < target.exact_scale:
         found.append(
-            f"epsilon {epsilon} is below one LSB of {target} ({lsb:.4g}): GEM is ReLU there, and so it is done"
+            f"epsilon {epsilon} is below one LSB of {target} ({lsb:.4g}): GEM is ReLU there, and the kernel too"
         )
     elif activation.family == "segem" and 2 * activation.exact_epsilon < target.exact_scale:
         found.append(f"epsilon {epsilon} is below half an LSB of {target} ({lsb:.4g}): SE-GEM is ReLU there")

@@ -35,9 +35,8 @@ def draw(kernel: FixedActivation, methods: "Sequence[Method]", kind: str) -> byt
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(3, 1, figsize=(9, 11), sharex=True, layout="constrained")
     axes[0].plot(x, value, color="0.6", linewidth=4, label="exact")
-    axes[0].plot(
-        x, (methods[0].outputs - float(target.zero_point)) * target.scale, linewidth=1.2, label=methods[0].name
-    )
+    given = (methods[0].outputs - float(target.zero_point)) * target.scale
+    axes[0].plot(x, given, linewidth=1.2, label=methods[0].name)
     axes[0].set_ylabel("output")
     axes[0].set_title(f"{kernel.activation} from {source} to {target}")
     for method in reversed(methods):

@@ -90,16 +90,8 @@ def _certified(cases: list[Case], jobs: int, *, quiet: bool) -> list[dict[str, A
     with ProcessPoolExecutor(min(jobs, len(cases))) as pool:
         try:
             done = pool.map(certify_case, cases, chunksize=4)
-            return list(
-                track(
-                    done,
-                    "certifying",
-                    len(cases),
-                    console=shown,
-                    transient=True,
-                    disable=quiet or not shown.is_terminal,
-                )
-            )
+            hidden = quiet or not shown.is_terminal
+            return list(track(done, "certifying", len(cases), console=shown, transient=True, disable=hidden))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -35,7 +35,8 @@ def command(file: Path, as_json: bool) -> None:
 def _read(file: Path) -> bytes:
     try:
         if not file.is_file():
-            raise ModelError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; name a file of ours")
+            found = "a folder" if file.is_dir() else "not a regular file" if file.exists() else "not there"
+            raise ModelError(f"{file} is {found}; name a file of ours")
         with file.open("rb") as stream:
             data = stream.read(LARGEST + 1)
     except OSError as error:
