@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemedge.certificate import inputs_to_check
 from gemedge.errors import UnsupportedError, UsageError
 from gemedge.kernel import FixedActivation
 
 if TYPE_CHECKING:
     from gemedge.cli.activation import Method
 
+_SMALLEST = 1e-3  # LSB: what is smaller is drawn there
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -25,8 +27,6 @@ def check_plot(path: Path) -> None:
 
 def draw(kernel: FixedActivation, methods: "Sequence[Method]", kind: str) -> bytes:
     """The function, the error of each method in LSB over all codes, and the gate, as the bytes of a file."""
-    from gemedge.certificate import inputs_to_check
-
     raw = inputs_to_check(kernel.in_params)
     source, target = kernel.in_params, kernel.out_params
     x = (raw.astype(np.float64) - source.zero_point) * source.scale
@@ -39,15 +39,20 @@ def draw(kernel: FixedActivation, methods: "Sequence[Method]", kind: str) -> byt
     axes[0].plot(x, given, linewidth=1.2, label=methods[0].name)
     axes[0].set_ylabel("output")
     axes[0].set_title(f"{kernel.activation} from {source} to {target}")
-    for method in reversed(methods):
+    near_zero = float(np.clip(kernel.activation.epsilon, source.scale, abs(x).max()))
+    starts = np.unique(np.floor(np.arcsinh(x / near_zero) * 40), return_index=True)[1]
+    for method in methods:
         label = f"{method.name}: at most {method.certificate.max_error:.3g}"
-        axes[1].plot(x, method.outputs - ideal, linewidth=0.6, label=label)
-    axes[1].set_yscale("symlog", linthresh=1)
-    axes[1].set_ylabel("error, LSB of the output")
+        largest = np.maximum.reduceat(np.abs(method.outputs - ideal), starts)
+        axes[1].step(x[starts], np.maximum(largest, _SMALLEST), where="post", linewidth=1.2, label=label)
+    axes[1].axhline(0.5, color="k", linewidth=0.8, linestyle=":")
+    axes[1].set_yscale("log")
+    axes[1].set_ylabel("largest error around x, LSB of the output")
     with np.errstate(all="ignore"):
         axes[2].plot(x, np.where(x == 0, np.nan, value / x), label="f(x) / x")
     axes[2].set_ylabel("gate")
     axes[2].set_xlabel("x")
+    axes[2].set_xscale("asinh", linear_width=near_zero)
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(loc="upper left", fontsize=8)
