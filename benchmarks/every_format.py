@@ -1,10 +1,10 @@
 """Certify 16-bit kernels by the thousand: every format pair on a grid of epsilon, and random ones.
 
-    python benchmarks/every_format.py grid
-    python benchmarks/every_format.py random --count 10000
+    python -m benchmarks.every_format grid
+    python -m benchmarks.every_format random --count 10000
 
 Each kernel is compared with the exact value of all its 65,536 codes by gemedge.certificate. Exits with 1 if a code
-of any kernel is misrounded. Without a format pair, the grid is 8 activations x 10 epsilons x 256 pairs.
+of any kernel is misrounded. The grid is 8 activations x 10 epsilons x 256 pairs.
 """
 
 import argparse
