@@ -21,6 +21,7 @@ from gemedge.rational import FRACTION_BITS, WIDE_FRACTION_BITS, Arithmetic, Norm
 
 MAX_EXCEPTIONS = 8
 _FLOAT_ERROR = 1e-11  # relative, of activation(x) in float64 for the family: hundreds of times what is seen
+_WIDE_ERROR = 0.375  # LSB before the rounding, that of the fraction's polynomials; 1/64 more for all else
 
 Wrong = tuple[tuple[int, int], ...]
 
@@ -256,12 +257,13 @@ def _cut(task: Task, far: Form, near: Form, u: np.ndarray) -> int:
 
 
 def _fraction_size(task: Task, form: Form, u: np.ndarray) -> np.ndarray:
-    """|numerator / denominator| in float64, evaluated in 1 / t beyond t = 1 so that no power overflows."""
+    """The terms of numerator / denominator without their signs, in float64; in 1 / t beyond t = 1 against overflow."""
     t = u * float(task.t_per_u)
     p, q = ([float(c / task.t_per_u**i / form.denominator[0]) for i, c in enumerate(side)]
             for side in (form.numerator, form.denominator))  # fmt: skip
     if not p:
         return np.zeros(u.size)
+    p = [abs(c) for c in p]
     with np.errstate(all="ignore"):
         small = np.polyval(p[::-1], t) / np.polyval(q[::-1], t)
         large = np.polyval(p, 1 / t) / np.polyval(q, 1 / t) * t ** float(len(p) - len(q))
@@ -326,9 +328,14 @@ def _side_by_bounds(task: Task) -> tuple[Side, Wrong]:
         return Side(task.largest + 1, task.largest + 1, head, head, ()), ()
     wide = task.out_params.bits == 32
     u = np.unique(np.concatenate([np.geomspace(1, stop - 1, 4096).astype(np.int64), [1, stop - 1]]))
+    sizes = _fraction_size(task, far, u)
     cut = 1
-    if _fraction_size(task, far, u).max(initial=0.0) >= 2.0 ** ((WIDE_FRACTION_BITS if wide else FRACTION_BITS) - 2):
+    if sizes.max() >= 2.0 ** ((WIDE_FRACTION_BITS if wide else FRACTION_BITS) - 2):
         cut = _cut(task, far, near, u)
+        sizes = np.where(u < cut, _fraction_size(task, near, u), sizes)
+    error = sizes.max() * (8 * poly.degree(far.denominator) + 2) * 2.0**-43
+    if error > _WIDE_ERROR:
+        raise UnsupportedError(f"{task}: the error before rounding is bounded by {error:.3g} LSB, not by {_WIDE_ERROR}")
     try:
         pieces = tuple(make_piece(form, a, b, wide=wide) for form, a, b in ((near, 1, cut), (far, cut, stop)) if a < b)
         _outputs(task, pieces, u)

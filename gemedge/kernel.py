@@ -31,7 +31,8 @@ class FixedActivation:
 
     in_params, out_params: QFormat or QuantParams, 8, 16 or 32 bits in any mixture. For up to 16 bits in
     and out every output is floor(v + 1/2) of the exact value v in LSB, saturated. With 32 bits on a side
-    it is within 1 LSB of v saturated: docs/numerics.md bounds the error before rounding by 1/8.
+    it is within 1 LSB of v saturated: with polynomials of degree d and a fraction below F LSB the error before
+    rounding is below F (8 d + 2) 2**-43 + 1/64, which is at most 25/64 or the kernel is refused.
     Raises UnsupportedError with its reason where a pair cannot be kept to that.
     """
 
