@@ -17,6 +17,8 @@ from gemedge.errors import (
     UnsupportedError,
     UsageError,
 )
+from gemedge.fixed import QFormat, QuantParams, Rounding
+from gemedge.kernel import FixedActivation
 
 __version__ = "0.1.0"
 
@@ -25,13 +27,17 @@ __all__ = [
     "ActivationError",
     "Branch",
     "DataError",
+    "FixedActivation",
     "FormatError",
     "GemedgeError",
     "GemedgeWarning",
     "ModelError",
     "OutputError",
     "PromiseError",
+    "QFormat",
+    "QuantParams",
     "QuantizationError",
+    "Rounding",
     "UnsupportedError",
     "UsageError",
     "epsilon_from_denominator",

@@ -68,3 +68,69 @@ def derivatives(family: str, n: int, epsilon: Fraction, x: Fraction, order: int,
             total = total + _power(t, k)
         value = _constant(epsilon, order) * (one / total + _constant(-1, order))
     return [coefficient * factorial(k) for k, coefficient in enumerate(value.c)]
+
+
+# Integer arithmetic: the rounding laws, and the codes an activation must give
+
+
+def round_half_up(v: Fraction) -> int:
+    return (v + Fraction(1, 2)).__floor__()
+
+
+def round_half_even(v: Fraction) -> int:
+    return round(v)
+
+
+def round_half_away(v: Fraction) -> int:
+    return round_half_up(v) if v >= 0 else -round_half_up(-v)
+
+
+def truncated(a: int, b: int) -> int:
+    """a / b as C divides: toward zero."""
+    return abs(a) // b if a >= 0 else -(abs(a) // b)
+
+
+def gemmlowp_requantize(accumulator: int, mantissa: int, shift: int) -> int:
+    """gemmlowp's MultiplyByQuantizedMultiplier, as its C reads: two roundings."""
+    a = accumulator * (1 << max(shift, 0))
+    product = a * mantissa
+    nudge = 1 << 30 if product >= 0 else 1 - (1 << 30)
+    high = truncated(product + nudge, 1 << 31)
+    exponent = max(-shift, 0)
+    mask = (1 << exponent) - 1
+    threshold = (mask >> 1) + (1 if high < 0 else 0)
+    return (high >> exponent) + (1 if high & mask > threshold else 0)
+
+
+def tflite_requantize(accumulator: int, mantissa: int, shift: int) -> int:
+    """TensorFlow Lite's MultiplyByQuantizedMultiplier with single rounding, as its C reads."""
+    total = 31 - shift
+    return (accumulator * mantissa + (1 << (total - 1))) >> total
+
+
+def saturated(value: int, bits: int) -> int:
+    return min(max(value, -(1 << (bits - 1))), (1 << (bits - 1)) - 1)
+
+
+def codes(family: str, n: int, epsilon: Fraction, step: Fraction, lsb: Fraction, bits: int, raws: range) -> list[int]:
+    """floor(v + 1/2), saturated to bits, of the activation at raw * step, in LSB, for every raw.
+
+    With t = a / b, numerators and denominators are written out in whole numbers.
+    """
+    t_per_raw = step / epsilon
+    p, q = t_per_raw.numerator, t_per_raw.denominator
+    found = []
+    for raw in raws:
+        a, b = p * abs(raw), q
+        if family == "gem":
+            scale = step * max(raw, 0) / lsb
+            top, bottom = a ** (2 * n), a ** (2 * n) + b ** (2 * n)
+        elif raw > 0:
+            scale, top, bottom = step * raw / lsb, 1, 1
+        else:
+            scale = -epsilon / lsb
+            bottom = sum(a**k * b ** (2 * n - k) for k in range(2 * n + 1))
+            top = bottom - b ** (2 * n)
+        numerator, denominator = scale.numerator * top, scale.denominator * bottom
+        found.append(saturated((2 * numerator + denominator) // (2 * denominator), bits))
+    return found

@@ -20,7 +20,9 @@ INTERRUPTED = 130
 OUR_BUG = 70
 
 COMMANDS = {
+    "activation": "Certify an activation in integers and compare it with the usual tables.",
     "export": "Write a model as ONNX, checked against the original.",
+    "inspect": "Say what a file of ours is, and check its certificates again.",
 }
 
 

@@ -1,0 +1,215 @@
+"""`gemedge activation`: an activation in integers, its certificate, and what the usual tables would do."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from gemedge import files
+from gemedge.activation import Activation
+from gemedge.certificate import Certificate, certify, inputs_to_check
+from gemedge.cli.console import note, print_json, print_table
+from gemedge.cli.formats import read_params
+from gemedge.fixed import QuantParams
+from gemedge.kernel import FixedActivation
+from gemedge.rational import Arithmetic
+from gemedge.stored import as_bytes, to_json
+from gemedge.table import Table
+
+SHARED_BYTES = 128  # the reciprocals, once in a program
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to compute the activation, judged on the same inputs."""
+
+    name: str
+    certificate: Certificate
+    outputs: np.ndarray
+    flash_bytes: int
+    multiplies: int
+    look_ups: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "method": self.name,
+            "max_error": self.certificate.max_error,
+            "misrounded": self.certificate.misrounded,
+            "flash_bytes": self.flash_bytes,
+            "multiplies": self.multiplies,
+            "look_ups": self.look_ups,
+        }
+
+
+@click.command("activation")
+@click.argument("text", metavar="ACTIVATION")
+@click.option("--in", "source", default="Q3.12", show_default=True, help="As Q3.12 or int8(scale=0.1, zero_point=3).")
+@click.option("--out", "target", default="Q3.12", show_default=True, help="Output, written likewise.")
+@click.option("-o", "output", type=click.Path(path_type=Path), help="Save the kernel, or the sweep's CSV, here.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this .png, .svg or .pdf file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--sweep", is_flag=True, help="Certify a grid of n, epsilon and formats; -o takes the CSV.")
+@click.option("--ns", default="1,2,3,4", show_default=True, help="--sweep: the values of n.")
+@click.option("--epsilons", default="1e-6,1e-4,1e-3,0.01,0.1,1,10,1000", show_default=True, help="--sweep: of epsilon.")
+@click.option("--formats", default="Q0.15,Q3.12,Q7.8", show_default=True, help="--sweep: each as input and as output.")
+@click.option("--jobs", type=click.IntRange(1), help="--sweep: processes; by default one for each processor.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("-q", "--quiet", is_flag=True, help="No notes and no progress.")
+def command(
+    text: str,
+    source: str,
+    target: str,
+    output: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    sweep: bool,
+    ns: str,
+    epsilons: str,
+    formats: str,
+    jobs: int | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Certify ACTIVATION in integers, for example "egem(n=1, epsilon=0.01)".
+
+    Prints the certificate of the integer kernel over all input codes, and compares it with a 513-entry table
+    and a 256-byte table.
+    """
+    activation = Activation.parse(text)
+    for path in (output, plot):
+        if path:
+            files.refuse_existing(path, force=force)
+    if plot:
+        from gemedge.cli.activation_plot import check_plot
+
+        check_plot(plot)
+    if sweep:
+        from gemedge.cli.activation_sweep import run_sweep
+
+        run_sweep(activation, ns, epsilons, formats, jobs, output, plot, as_json=as_json, force=force, quiet=quiet)
+        return
+    kernel = FixedActivation(activation, read_params(source), read_params(target))
+    methods = compare(kernel)
+    for line in notes(kernel, methods[0].outputs):
+        note(line, quiet=quiet)
+    stored = to_json(kernel, methods[0].certificate)
+    written: dict[Path, bytes] = {}
+    if plot:
+        from gemedge.cli.activation_plot import draw
+
+        written[plot] = draw(kernel, methods, plot.suffix[1:])
+    if output:
+        written[output] = as_bytes(stored)
+    files.write(written, force=force)
+    if as_json:
+        print_json({**stored, "comparison": [method.as_json() for method in methods]})
+    else:
+        _print(kernel, methods)
+
+
+def compare(kernel: FixedActivation) -> list[Method]:
+    """The kernel first; beside it the usual tables, where they exist for its input."""
+    certificate = kernel.certify()
+    name = "256-entry table" if kernel.constants.table else "reciprocal kernel"
+    first = Method(name, certificate, _all_outputs(kernel), *_costs(kernel))
+    if kernel.in_params.bits != 16 or kernel.out_params.bits == 32:
+        return [first]
+    return [first, *(_table_method(kernel, *row) for row in _TABLES), byte_table(kernel)]
+
+
+_TABLES = (("513-entry table, linear", 513, "linear", 1), ("513-entry table, nearest", 513, "nearest", 0))
+
+
+def notes(kernel: FixedActivation, outputs: np.ndarray) -> list[str]:
+    """What a user should know where the formats leave little of the activation."""
+    activation, source, target = kernel.activation, kernel.in_params, kernel.out_params
+    epsilon, lsb = str(np.float32(activation.epsilon)), target.scale
+    if outputs.size and outputs.min() == outputs.max():
+        return [f"every output from {source} to {target} is {outputs[0]}: nothing of {activation} is left there"]
+    found = []
+    if activation.family == "gem" and activation.exact_epsilon < target.exact_scale:
+        found.append(
+            f"epsilon {epsilon} is below one LSB of {target} ({lsb:.4g}): GEM is ReLU there, and the kernel too"
+        )
+    elif activation.family == "segem" and 2 * activation.exact_epsilon < target.exact_scale:
+        found.append(f"epsilon {epsilon} is below half an LSB of {target} ({lsb:.4g}): SE-GEM is ReLU there")
+    saturated = float(np.mean((outputs == target.raw_max) | (outputs == target.raw_min)))
+    if saturated > 0.25:
+        found.append(f"{saturated:.0%} of the inputs checked saturate {target}")
+    return found
+
+
+def _all_outputs(kernel: FixedActivation | Table) -> np.ndarray:
+    return kernel(inputs_to_check(kernel.in_params))
+
+
+@dataclass(frozen=True, slots=True)
+class _Counting(Arithmetic):
+    """Counts the multiplies of a run."""
+
+    calls: list[int] = field(default_factory=list)
+
+    def times(self, a: Any, b: Any) -> Any:
+        self.calls.append(1)
+        return a * b
+
+
+def _costs(kernel: FixedActivation) -> tuple[int, int, int]:
+    """Flash bytes of the constants, multiplies and look-ups of the dearest element."""
+    width = kernel.out_params.bits // 8
+    if kernel.constants.table:
+        return 256 * width, 0, 1
+    pieces = [piece for side in kernel.constants.sides for piece in side.pieces]
+    multiplies = 0
+    for piece in pieces:
+        counting = _Counting()
+        piece.rounded(np.array([piece.start]), counting)
+        multiplies = max(multiplies, len(counting.calls))
+    polynomials = [p for piece in pieces for p in (piece.plus, piece.minus, piece.above, piece.below) if p]
+    terms = sum(1 for p in polynomials for mantissa in p.mantissas if mantissa)
+    fractions = any(piece.form != "affine" for piece in pieces)
+    flash = 8 * terms + 16 * len(pieces) + 8 * len(kernel.constants.sides) + 6 * len(kernel.constants.exceptions)
+    return flash + SHARED_BYTES * fractions, multiplies, int(fractions)
+
+
+def _table_method(kernel: FixedActivation, name: str, entries: int, interpolation: Any, multiplies: int) -> Method:
+    parts = kernel.activation, kernel.in_params, kernel.out_params
+    table = Table(*parts, entries=entries, interpolation=interpolation)
+    look_ups = 2 if interpolation == "linear" else 1
+    return Method(name, certify(table, *parts, ""), _all_outputs(table), table.flash_bytes, multiplies, look_ups)
+
+
+def byte_table(kernel: FixedActivation) -> Method:
+    """The top 8 bits of the input choose one of 256 bytes, which are the top 8 bits of the output."""
+    out = kernel.out_params
+    shift = out.bits - 8
+    coarse = QuantParams(out.scale * 2**shift, 0, 8) if shift else out
+    table = Table(kernel.activation, kernel.in_params, coarse, entries=256, interpolation="nearest")
+
+    def outputs(raw: np.ndarray) -> np.ndarray:
+        return table(raw).astype(np.int32) << shift
+
+    certificate = certify(outputs, kernel.activation, kernel.in_params, out, "")
+    raw = np.arange(kernel.in_params.raw_min, kernel.in_params.raw_max + 1)
+    return Method("256-byte table", certificate, outputs(raw), 256, 0, 1)
+
+
+def _print(kernel: FixedActivation, methods: list[Method]) -> None:
+    click.echo(f"{kernel.activation} from {kernel.in_params} to {kernel.out_params}")
+    click.echo(f"{methods[0].certificate}")
+    rows = [
+        [
+            method.name,
+            f"{method.certificate.max_error:.6g}",
+            f"{method.certificate.misrounded:,}",
+            f"{method.flash_bytes:,}",
+            str(method.multiplies),
+            str(method.look_ups),
+        ]
+        for method in methods
+    ]
+    print_table(["method", "max error, LSB", "misrounded", "flash bytes", "multiplies", "look-ups"], rows)
+    if methods[0].flash_bytes > SHARED_BYTES and methods[0].name == "reciprocal kernel":
+        click.echo(f"flash: constants, of them {SHARED_BYTES} bytes shared by all kernels; code is not counted")
