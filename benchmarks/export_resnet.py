@@ -48,8 +48,8 @@ def main() -> None:
         )
     )
     print(f"in one process, imports apart: capture {total:.2f} s, forms and check {checking:.2f} s")
-    for name, taken in theirs.items():
-        print(f"  {name:<28}{taken:6.2f} s")
+    for name, spent_there in theirs.items():
+        print(f"  {name:<28}{spent_there:6.2f} s")
     print(f"  {'torch running the probes':<28}{runs:6.2f} s")
     ours = total + checking - sum(theirs.values()) - runs
     print(f"  {'gemedge, onnx, onnxruntime':<28}{ours:6.2f} s (reach: 1)")
