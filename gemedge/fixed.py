@@ -252,6 +252,44 @@ def requantize(accumulator: Any, multiplier: Any, shift: Any, rounding: Rounding
     return shift_right(high, np.maximum(-exponent, 0), Rounding.DOUBLE)
 
 
+def rescale(accumulator: Any, mantissa: Any, shift: Any) -> np.ndarray:
+    """floor(accumulator * mantissa * 2**-shift + 1/2), not saturated.
+
+    mantissa, shift: integers that broadcast against the accumulator; a mantissa of 1 makes it a shift.
+    Domain: mantissas from 0 to 2**31 - 1, |accumulator * mantissa| < 2**62, shifts from 0 to 62.
+    """
+    acc = _integers(accumulator, "accumulator", -_INT64_MAX, _INT64_MAX)
+    m = _integers(mantissa, "mantissa", 0, (1 << 31) - 1)
+    largest = max((abs(int(acc.min())), abs(int(acc.max()))) if acc.size else (0,))
+    if largest * int(m.max(initial=0)) >= 1 << 62:
+        raise QuantizationError(f"accumulator {largest} times mantissa {int(m.max())} must be below 2^62")
+    return shift_right(acc * m, shift, Rounding.SINGLE)
+
+
+def scaling(real: Fraction, bound: int, *, power_of_two: bool = False) -> tuple[int, int]:
+    """The mantissa and shift of `rescale` nearest to a positive real, for accumulators up to `bound`.
+
+    The mantissa has as many bits as 2**62 and 31 leave it; with power_of_two it is a power of two exactly.
+    Raises QuantizationError where the number is out of reach.
+    """
+    if real <= 0:
+        raise QuantizationError(f"scaling factor {float(real):.6g} must be positive")
+    bits = min(31, 62 - max(bound, 1).bit_length())
+    exponent = real.numerator.bit_length() - real.denominator.bit_length()
+    exponent += real >= Fraction(2) ** exponent  # 2**(exponent - 1) <= real < 2**exponent
+    shift = min(bits - exponent, 62)
+    if power_of_two:
+        if real != Fraction(2) ** (exponent - 1):
+            raise QuantizationError(f"scaling factor {real} must be a power of two")
+        shift = max(1 - exponent, 0)
+    mantissa = (real * Fraction(2) ** shift + Fraction(1, 2)).__floor__() if shift >= 0 else 0
+    if mantissa == 1 << bits and shift > 0:
+        mantissa, shift = mantissa >> 1, shift - 1
+    if bits < 15 or shift < 0 or not 0 < mantissa < 1 << 31 or mantissa * bound >= 1 << 62:
+        raise QuantizationError(f"scaling factor {float(real):.6g} does not fit accumulators up to {bound}")
+    return mantissa, shift
+
+
 def _integers(values: Any, name: str, low: int, high: int) -> np.ndarray:
     """The values as int64, each checked to lie in low .. high."""
     given = np.asarray(values)

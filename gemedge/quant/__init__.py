@@ -1,0 +1,1 @@
+"""From a float model and data to integers: calibrate, quantize, simulate."""

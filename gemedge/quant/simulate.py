@@ -1,0 +1,263 @@
+"""The one meaning of a quantized model: integers from the border's quantize to its dequantize.
+
+The only floats inside are matrix products of integers in float32 or float64, taken where no partial sum can
+reach 2**24 or 2**53: in whatever order BLAS adds, every sum is exact.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gemedge.errors import DataError
+from gemedge.fixed import Rounding, dequantize, quantize, requantize, rescale, saturate
+from gemedge.model import (
+    Activate,
+    AveragePool,
+    Combine,
+    Concatenate,
+    Constant,
+    Convolution,
+    Dense,
+    Interpolate,
+    Lookup,
+    MaxPool,
+    Multiply,
+    Op,
+    Pad,
+    QuantizedModel,
+    Reshape,
+    Tensor,
+    Transpose,
+)
+
+Integers = dict[str, np.ndarray]
+
+
+def simulate(
+    model: QuantizedModel, inputs: Mapping[str, np.ndarray], *, layers: Iterable[str] = (), raw: bool = False
+) -> dict[str, np.ndarray]:
+    """The model's outputs, dequantized to float32, for a batch of float inputs by name.
+
+    inputs: arrays [batch, *shape]; a lone input may have any name. layers: names of layers whose integers are
+    wanted too. raw gives the outputs' integers. Raises DataError for inputs that do not fit, naming the input.
+    """
+    wanted = {name: model.layer(name).output for name in layers}
+    integers = run(model, border(model, inputs), keep={*wanted.values(), *model.outputs.values()})
+    results = {name: integers[tensor] for name, tensor in model.outputs.items()}
+    if not raw:
+        results = {
+            name: dequantize(results[name], model.tensors[tensor].quantized).astype(np.float32)
+            for name, tensor in model.outputs.items()
+        }
+    return results | {name: integers[tensor] for name, tensor in wanted.items()}
+
+
+def border(model: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> Integers:
+    """The inputs as the model's integers; DataError where one is missing, of another shape, or not finite."""
+    given = {model.inputs[0]: next(iter(inputs.values()))} if len(inputs) == len(model.inputs) == 1 else dict(inputs)
+    if set(given) != set(model.inputs):
+        raise DataError(f"inputs {', '.join(map(repr, inputs))}; the model takes {', '.join(map(repr, model.inputs))}")
+    integers = {}
+    for name, array in given.items():
+        tensor = model.tensors[name]
+        if array.shape[1:] != tensor.shape or array.ndim == 0:
+            raise DataError(f"input {name!r} has shape {list(array.shape)}; the model takes [batch, {_list(tensor)}]")
+        if tensor.params is None:
+            integers[name] = array.astype(np.int64)
+            continue
+        if not np.isfinite(array).all():
+            raise DataError(f"input {name!r} holds NaN or infinity")
+        integers[name] = quantize(array, tensor.params).astype(_type(tensor))
+    return integers
+
+
+def run(model: QuantizedModel, integers: Integers, *, keep: Iterable[str]) -> Integers:
+    """The integers of the tensors to keep, from those of the inputs; others are dropped after their last use."""
+    kept = set(keep)
+    last_use = {name: index for index, layer in enumerate(model.layers) for name in layer.inputs}
+    known = dict(integers)
+    samples = len(next(iter(integers.values())))
+    for index, layer in enumerate(model.layers):
+        given = [known[name] for name in layer.inputs]
+        tensors = [model.tensors[name] for name in layer.inputs]
+        made = model.tensors[layer.output]
+        if isinstance(layer, Constant):
+            known[layer.output] = np.broadcast_to(layer.value, (samples, *layer.value.shape))
+        else:
+            evaluate: Callable[..., np.ndarray] = _EVALUATE[type(layer)]
+            known[layer.output] = evaluate(layer, given, tensors, made, model)
+        for name in layer.inputs:
+            if last_use[name] == index and name not in kept:
+                known.pop(name, None)
+    return {name: array for name, array in known.items() if name in kept}
+
+
+def _convolution(
+    op: Convolution, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
+) -> np.ndarray:
+    x = _centred(given[0], tensors[0], _exact_type(op.accumulator_bound(tensors)))
+    axes = len(op.strides)
+    margins = [(0, 0), (0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes))]
+    windows = _windows(np.pad(x, margins), op.weight.shape[2:], op.strides, op.dilations)
+    batch, spots = len(x), windows.shape[2 : 2 + axes]
+    per_group, outputs = op.weight.shape[1], len(op.weight)
+    grouped = windows.reshape(batch, op.groups, per_group, *windows.shape[2:])
+    # [batch, groups, spots, per_group * kernel] @ [groups, per_group * kernel, outputs of a group]
+    columns = np.moveaxis(grouped, 2, 2 + axes).reshape(batch, op.groups, int(np.prod(spots)), -1)
+    weights = op.weight.astype(x.dtype).reshape(op.groups, outputs // op.groups, -1).swapaxes(1, 2)
+    sums = np.matmul(columns, weights).swapaxes(2, 3).reshape(batch, outputs, *spots)
+    return _requantized(sums, op, made, model, axis=1)
+
+
+def _dense(
+    op: Dense, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
+) -> np.ndarray:
+    x = _centred(given[0], tensors[0], _exact_type(op.accumulator_bound(tensors)))
+    return _requantized(np.matmul(x, op.weight.astype(x.dtype).T), op, made, model, axis=-1)
+
+
+def _requantized(
+    sums: np.ndarray, op: Convolution | Dense, made: Tensor, model: QuantizedModel, axis: int
+) -> np.ndarray:
+    shape = [1] * sums.ndim
+    shape[axis] = -1
+    accumulator = sums.astype(np.int64) + op.bias.reshape(shape)
+    return _stored(_scaled(accumulator, op.mantissa.reshape(shape), op.shift.reshape(shape), model), made)
+
+
+def _scaled(accumulator: np.ndarray, mantissa: np.ndarray, shift: np.ndarray, model: QuantizedModel) -> np.ndarray:
+    if model.rounding is Rounding.DOUBLE:
+        return requantize(accumulator, mantissa, 31 - shift, Rounding.DOUBLE)
+    return rescale(accumulator, mantissa, shift)
+
+
+def _stored(values: np.ndarray, made: Tensor) -> np.ndarray:
+    params = made.quantized
+    return saturate(values + params.zero_point, params.bits).astype(_type(made))
+
+
+def _activate(
+    op: Activate, given: list[np.ndarray], _: list[Tensor], made: Tensor, model: QuantizedModel
+) -> np.ndarray:
+    return model.kernels[op.name](given[0]).astype(_type(made), copy=False)
+
+
+def _lookup(op: Lookup, given: list[np.ndarray], tensors: list[Tensor], *_: Any) -> np.ndarray:
+    return op.table[given[0].astype(np.intp) - tensors[0].quantized.raw_min]
+
+
+def _interpolate(
+    op: Interpolate, given: list[np.ndarray], _: list[Tensor], made: Tensor, __: QuantizedModel
+) -> np.ndarray:
+    position = given[0].astype(np.int64) + 32768
+    index, fraction = position >> 7, position & 127
+    entries = op.table.astype(np.int64)
+    low = entries[index]
+    return (low + ((entries[index + 1] - low) * fraction + 64 >> 7)).astype(_type(made))
+
+
+def _combine(
+    op: Combine, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, _: QuantizedModel
+) -> np.ndarray:
+    parts = [_centred(x, t, np.int64) * m for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
+    return _stored(rescale(sum(parts[1:], parts[0]), 1, op.shift), made)
+
+
+def _multiply(
+    op: Multiply, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
+) -> np.ndarray:
+    left, right = (_centred(x, t, np.int64) for x, t in zip(given, tensors, strict=True))
+    return _stored(_scaled(left * right, op.mantissa, op.shift, model), made)
+
+
+def _concatenate(
+    op: Concatenate, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
+) -> np.ndarray:
+    parts = [
+        _stored(_scaled(_centred(x, tensors[i], np.int64), op.mantissa[i], op.shift[i], model), made)
+        for i, x in enumerate(given)
+    ]
+    return np.concatenate(parts, axis=op.axis + 1)
+
+
+def _max_pool(op: MaxPool, given: list[np.ndarray], tensors: list[Tensor], *_: Any) -> np.ndarray:
+    axes = len(op.strides)
+    margins = [(0, 0), (0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes))]
+    padded = np.pad(given[0], margins, constant_values=tensors[0].quantized.raw_min)
+    windows = _windows(padded, op.kernel, op.strides, (1,) * axes)
+    return windows.max(axis=tuple(range(-axes, 0)))
+
+
+def _average_pool(
+    op: AveragePool, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
+) -> np.ndarray:
+    axes = len(op.strides)
+    margins = [(0, 0), (0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes))]
+    inside = np.ones((1, 1, *given[0].shape[2:]), np.int64)
+    frame = np.pad(inside, margins, constant_values=1 if op.count_padding else 0)
+    window_axes = tuple(range(-axes, 0))
+    counts = _windows(frame, op.kernel, op.strides, (1,) * axes).sum(window_axes) - 1
+    sums = _windows(np.pad(_centred(given[0], tensors[0], np.int64), margins), op.kernel, op.strides, (1,) * axes)
+    return _stored(_scaled(sums.sum(window_axes), op.mantissa[counts], op.shift[counts], model), made)
+
+
+def _reshape(op: Reshape, given: list[np.ndarray], *_: Any) -> np.ndarray:
+    return given[0].reshape(len(given[0]), *op.shape)
+
+
+def _transpose(op: Transpose, given: list[np.ndarray], *_: Any) -> np.ndarray:
+    return given[0].transpose(0, *(axis + 1 for axis in op.order))
+
+
+def _pad(op: Pad, given: list[np.ndarray], *_: Any) -> np.ndarray:
+    axes = len(op.pads) // 2
+    margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes))]
+    return np.pad(given[0], margins, constant_values=op.value)
+
+
+_EVALUATE: dict[type[Op], Callable[..., np.ndarray]] = {
+    Convolution: _convolution,
+    Dense: _dense,
+    Activate: _activate,
+    Lookup: _lookup,
+    Interpolate: _interpolate,
+    Combine: _combine,
+    Multiply: _multiply,
+    Concatenate: _concatenate,
+    MaxPool: _max_pool,
+    AveragePool: _average_pool,
+    Reshape: _reshape,
+    Transpose: _transpose,
+    Pad: _pad,
+}
+
+
+def _exact_type(bound: int) -> type:
+    """The narrowest float type in which every partial sum is exact, or int64."""
+    return np.float32 if bound < 1 << 24 else np.float64 if bound < 1 << 53 else np.int64
+
+
+def _centred(raw: np.ndarray, tensor: Tensor, dtype: type) -> np.ndarray:
+    """raw - zero_point, which is exact in every type that _exact_type gives."""
+    return raw.astype(dtype) - dtype(tensor.quantized.zero_point)
+
+
+def _windows(
+    x: np.ndarray, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
+) -> np.ndarray:
+    """Views [batch, channels, *spots, *kernel] of x [batch, channels, *size]."""
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    axes = tuple(range(2, x.ndim))
+    views = np.lib.stride_tricks.sliding_window_view(x, reach, axis=axes)
+    steps = [slice(None, None, s) for s in strides]
+    inner = [slice(None, None, d) for d in dilations]
+    return views[(slice(None), slice(None), *steps, *inner)]
+
+
+def _type(tensor: Tensor) -> np.dtype:
+    return np.dtype(f"i{tensor.quantized.bits // 8}")
+
+
+def _list(tensor: Tensor) -> str:
+    return ", ".join(map(str, tensor.shape))
