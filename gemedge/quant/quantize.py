@@ -66,6 +66,7 @@ class _Quantizer:
         self.formats = formats
         self.tensors: dict[str, Tensor] = {}
         self.layers: list[Op] = []
+        self.absorbed: set[ir.Node | None] = set()
 
     def build(self) -> QuantizedModel:
         self._refuse_unsupported()
@@ -73,6 +74,8 @@ class _Quantizer:
         for value in self.graph.inputs:
             self._tensor(value, self._params(_name(value)))
         for node in self.graph:
+            if node in self.absorbed:
+                continue
             try:
                 _HANDLERS[node.op_type](self, node)
             except GemedgeError as error:
@@ -105,7 +108,12 @@ class _Quantizer:
         self.tensors[tensor.name] = tensor
         return tensor
 
-    def source(self, value: ir.Value | None) -> Tensor:
+    def sources(self, node: ir.Node) -> list[Tensor]:
+        """What an element-wise node reads; a constant takes as many axes as the node's output has."""
+        axes = len(_sample_shape(node.outputs[0]))
+        return [self.source(value, axes) for value in node.inputs]
+
+    def source(self, value: ir.Value | None, axes: int = 0) -> Tensor:
         """The tensor that a node reads; a constant becomes a layer of its own the first time."""
         if value is None:
             raise UnsupportedError("an input is missing")
@@ -115,7 +123,8 @@ class _Quantizer:
         if array is None:
             raise UnsupportedError(f"input {_name(value)!r} is neither a tensor nor a constant")
         params = self.formats.params(float(array.min(initial=0)), float(array.max(initial=0)))
-        sample = array.reshape(array.shape[1:]) if array.ndim and array.shape[0] == 1 else array
+        sample = array.reshape(array.shape[1:]) if array.ndim > axes and array.shape[:1] == (1,) else array
+        sample = sample.reshape((1,) * (axes - sample.ndim) + sample.shape)
         codes = to_integers(sample, params).astype(f"i{params.bits // 8}")
         tensor = Tensor(_name(value), codes.shape, params)
         self.tensors[tensor.name] = tensor
@@ -131,9 +140,17 @@ class _Quantizer:
 
     # Operators with weights
 
-    def weighted(self, node: ir.Node, weight: np.ndarray, bias: np.ndarray | None, make: Callable[..., Op]) -> None:
+    def weighted(
+        self,
+        node: ir.Node,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        make: Callable[..., Op],
+        output: ir.Value | None = None,
+    ) -> None:
         """A Convolution or Dense layer: weights and bias in integers, one rescaling for each output channel."""
-        given, made = self.source(node.inputs[0]), self.made(node)
+        value = output or node.outputs[0]
+        given, made = self.source(node.inputs[0]), self._tensor(value, self._params(_name(value)))
         codes, scales = self.formats.weights(weight)
         in_scale, out_scale = given.quantized.scale, made.quantized.scale
         offset = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
@@ -172,7 +189,23 @@ def _matmul(q: _Quantizer, node: ir.Node) -> None:
     weight = _required(node, 1)
     if weight.ndim != 2:
         raise UnsupportedError(f"weights of shape {list(weight.shape)} must have two axes")
-    q.weighted(node, weight.T, None, Dense)
+    bias, output = _added_bias(node, weight.shape[1])
+    if output is not node.outputs[0]:
+        q.absorbed.add(output.producer())
+    q.weighted(node, weight.T, bias, Dense, output)
+
+
+def _added_bias(node: ir.Node, outputs: int) -> tuple[np.ndarray | None, ir.Value]:
+    """The constant that the only reader of a product adds to it, and where the sum appears."""
+    product = node.outputs[0]
+    readers = list(product.uses())
+    if len(readers) != 1 or readers[0].node.op_type != "Add" or product.is_graph_output():
+        return None, product
+    adder = readers[0].node
+    bias = _constant(next((value for value in adder.inputs if value is not product), None))
+    if bias is None or bias.shape not in ((outputs,), (1, outputs)):
+        return None, product
+    return bias.reshape(-1), adder.outputs[0]
 
 
 # Operators on one tensor
@@ -317,7 +350,7 @@ def _sub(q: _Quantizer, node: ir.Node) -> None:
 
 
 def _combine(q: _Quantizer, node: ir.Node, signs: tuple[int, int]) -> None:
-    given, made = [q.source(value) for value in node.inputs], q.made(node)
+    given, made = q.sources(node), q.made(node)
     reals = [real_multiplier(tensor.quantized.scale, 1.0, made.quantized.scale) for tensor in given]
     room = 30 if q.formats.bits == 8 else 60  # the accumulator's bits: 32-bit arithmetic for 8-bit tensors
     width = max(math.ceil(real * 2 * (1 << q.formats.bits)) for real in reals).bit_length()
@@ -330,7 +363,7 @@ def _combine(q: _Quantizer, node: ir.Node, signs: tuple[int, int]) -> None:
 
 
 def _multiply(q: _Quantizer, node: ir.Node) -> None:
-    given, made = [q.source(value) for value in node.inputs], q.made(node)
+    given, made = q.sources(node), q.made(node)
     real = real_multiplier(given[0].quantized.scale, given[1].quantized.scale, made.quantized.scale)
     names = tuple(tensor.name for tensor in given)
     draft = Multiply(node.name or "", names, made.name, np.array(0), np.array(0))
