@@ -339,6 +339,15 @@ class QuantizedModel:
                 f" {self.scheme} with rounding {self.rounding.value} holds up to {limit - 1}"
             )
 
+        if isinstance(layer, Convolution | Dense | Combine | Multiply | Concatenate | AveragePool):
+            _check_rescaling(layer, bound)
+        if isinstance(layer, Lookup | Interpolate):
+            wanted = (256, 8) if isinstance(layer, Lookup) else (513, 16)
+            found = (layer.table.size, tensors[0].quantized.bits)
+            _require(
+                layer, found == wanted, f"a table of {found[0]} for {found[1]}-bit input; {wanted[0]} for {wanted[1]}"
+            )
+
     def layer(self, name: str) -> Op:
         """The layer of this name, or the one that makes the tensor of this name."""
         for layer in self.layers:
@@ -359,6 +368,31 @@ class QuantizedModel:
                 _require(layer, kernel.digest == layer.digest, "its kernel is not the one that was certified")
                 found[layer.name] = kernel
         return found
+
+
+def _check_rescaling(layer: Convolution | Dense | Combine | Multiply | Concatenate | AveragePool, bound: int) -> None:
+    """That an accumulator up to bound, rescaled, stays below 2^62: simulate computes without looking."""
+    largest = int(np.abs(layer.mantissa).max(initial=0))
+    reach = bound if isinstance(layer, Combine) else bound * largest
+    fits = largest < 1 << 31 and reach < 1 << 62
+    _require(layer, fits, f"an accumulator up to {bound} times mantissa {largest} leaves 62 bits")
+    _require(layer, 0 <= int(layer.shift.min()) <= int(layer.shift.max()) <= 62, "a shift outside 0 to 62")
+    counts = {
+        Convolution: lambda: len(layer.weight),  # type: ignore[union-attr]
+        Dense: lambda: len(layer.weight),  # type: ignore[union-attr]
+        AveragePool: lambda: math.prod(layer.kernel),  # type: ignore[union-attr]
+        Concatenate: lambda: len(layer.inputs),
+        Combine: lambda: len(layer.inputs),
+        Multiply: lambda: 1,
+    }
+    wanted = counts[type(layer)]()
+    _require(layer, layer.mantissa.size == wanted, f"{layer.mantissa.size} mantissas; it needs {wanted}")
+    shifts = 1 if isinstance(layer, Combine) else wanted
+    _require(layer, layer.shift.size == shifts, f"{layer.shift.size} shifts; it needs {shifts}")
+    if isinstance(layer, Convolution | Dense):
+        _require(layer, layer.bias.shape == (wanted,), f"bias of shape {list(layer.bias.shape)}")
+        small = layer.weight.dtype in (np.int8, np.int16)
+        _require(layer, small, f"weights of type {layer.weight.dtype}; they must be int8 or int16")
 
 
 def real_multiplier(in_scale: float, weight_scale: float, out_scale: float) -> Fraction:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gemedge.errors import DataError
-from gemedge.fixed import Rounding, dequantize, quantize, requantize, rescale, saturate
+from gemedge.fixed import Rounding, dequantize, quantize, requantize, rescale
 from gemedge.model import (
     Activate,
     AveragePool,
@@ -32,6 +32,7 @@ from gemedge.model import (
 )
 
 Integers = dict[str, np.ndarray]
+_SAMPLES = 8  # at a time: what is between two layers stays in the cache
 
 
 def simulate(
@@ -43,7 +44,14 @@ def simulate(
     wanted too. raw gives the outputs' integers. Raises DataError for inputs that do not fit, naming the input.
     """
     wanted = {name: model.layer(name).output for name in layers}
-    integers = run(model, border(model, inputs), keep={*wanted.values(), *model.outputs.values()})
+    keep = {*wanted.values(), *model.outputs.values()}
+    given = border(model, inputs)
+    samples = len(next(iter(given.values())))
+    parts = [
+        run(model, {name: array[start : start + _SAMPLES] for name, array in given.items()}, keep=keep)
+        for start in range(0, max(samples, 1), _SAMPLES)
+    ]
+    integers = {name: np.concatenate([part[name] for part in parts]) for name in keep}
     results = {name: integers[tensor] for name, tensor in model.outputs.items()}
     if not raw:
         results = {
@@ -96,18 +104,34 @@ def run(model: QuantizedModel, integers: Integers, *, keep: Iterable[str]) -> In
 def _convolution(
     op: Convolution, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
 ) -> np.ndarray:
-    x = _centred(given[0], tensors[0], _exact_type(op.accumulator_bound(tensors)))
+    """Channels lie last in memory, whatever the shape says: then the copies below move whole rows."""
+    dtype = _exact_type(op.accumulator_bound(tensors))
+    x = np.ascontiguousarray(np.moveaxis(_centred(given[0], tensors[0], dtype), 1, -1))
     axes = len(op.strides)
-    margins = [(0, 0), (0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes))]
+    margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
     windows = _windows(np.pad(x, margins), op.weight.shape[2:], op.strides, op.dilations)
-    batch, spots = len(x), windows.shape[2 : 2 + axes]
-    per_group, outputs = op.weight.shape[1], len(op.weight)
-    grouped = windows.reshape(batch, op.groups, per_group, *windows.shape[2:])
-    # [batch, groups, spots, per_group * kernel] @ [groups, per_group * kernel, outputs of a group]
-    columns = np.moveaxis(grouped, 2, 2 + axes).reshape(batch, op.groups, int(np.prod(spots)), -1)
-    weights = op.weight.astype(x.dtype).reshape(op.groups, outputs // op.groups, -1).swapaxes(1, 2)
-    sums = np.matmul(columns, weights).swapaxes(2, 3).reshape(batch, outputs, *spots)
+    multiply = _depthwise if op.groups == x.shape[-1] == len(op.weight) > 1 else _grouped
+    sums = np.moveaxis(multiply(windows, op.weight.astype(dtype), op.groups, axes), -1, 1)
     return _requantized(sums, op, made, model, axis=1)
+
+
+def _grouped(windows: np.ndarray, weight: np.ndarray, groups: int, axes: int) -> np.ndarray:
+    """Windows [batch, *spots, channels, *kernel] times weights, a matrix product for each group."""
+    rows = np.moveaxis(windows, 1 + axes, -1)
+    per_group = weight.shape[1]
+    products = []
+    for group, part in enumerate(np.split(weight, groups)):
+        columns = rows[..., group * per_group : (group + 1) * per_group].reshape(-1, part[0].size)
+        products.append(np.matmul(columns, np.moveaxis(part, 1, -1).reshape(len(part), -1).T))
+    return np.concatenate(products, axis=1).reshape(*windows.shape[: 1 + axes], -1)
+
+
+def _depthwise(windows: np.ndarray, weight: np.ndarray, _: int, axes: int) -> np.ndarray:
+    """One weight for each channel and place in the kernel: place by place, all channels at once."""
+    sums = np.zeros(windows.shape[: 2 + axes], windows.dtype)
+    for place in np.ndindex(*weight.shape[2:]):
+        sums += windows[(..., *place)] * weight[(slice(None), 0, *place)]
+    return sums
 
 
 def _dense(
@@ -122,19 +146,28 @@ def _requantized(
 ) -> np.ndarray:
     shape = [1] * sums.ndim
     shape[axis] = -1
-    accumulator = sums.astype(np.int64) + op.bias.reshape(shape)
+    accumulator = sums.astype(np.int64)
+    accumulator += op.bias.reshape(shape)
     return _stored(_scaled(accumulator, op.mantissa.reshape(shape), op.shift.reshape(shape), model), made)
 
 
 def _scaled(accumulator: np.ndarray, mantissa: np.ndarray, shift: np.ndarray, model: QuantizedModel) -> np.ndarray:
+    """fixed.rescale, or fixed.requantize for rounding double; single works in the accumulator's own memory.
+
+    That nothing leaves 64 bits was proven when the model was made: mantissas fit the accumulators' bounds.
+    """
     if model.rounding is Rounding.DOUBLE:
         return requantize(accumulator, mantissa, 31 - shift, Rounding.DOUBLE)
-    return rescale(accumulator, mantissa, shift)
+    accumulator *= mantissa
+    accumulator += np.left_shift(np.int64(1), shift) >> 1
+    accumulator >>= shift
+    return accumulator
 
 
 def _stored(values: np.ndarray, made: Tensor) -> np.ndarray:
     params = made.quantized
-    return saturate(values + params.zero_point, params.bits).astype(_type(made))
+    values += params.zero_point
+    return np.clip(values, params.raw_min, params.raw_max, out=values).astype(_type(made))
 
 
 def _activate(
@@ -182,24 +215,29 @@ def _concatenate(
 
 
 def _max_pool(op: MaxPool, given: list[np.ndarray], tensors: list[Tensor], *_: Any) -> np.ndarray:
-    axes = len(op.strides)
-    margins = [(0, 0), (0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes))]
-    padded = np.pad(given[0], margins, constant_values=tensors[0].quantized.raw_min)
-    windows = _windows(padded, op.kernel, op.strides, (1,) * axes)
-    return windows.max(axis=tuple(range(-axes, 0)))
+    windows = _pool_windows(op, given[0], tensors[0].quantized.raw_min)
+    places = list(np.ndindex(*op.kernel))
+    largest = windows[(..., *places[0])].copy()
+    for place in places[1:]:
+        np.maximum(largest, windows[(..., *place)], out=largest)
+    return np.moveaxis(largest, -1, 1)
 
 
 def _average_pool(
     op: AveragePool, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
 ) -> np.ndarray:
-    axes = len(op.strides)
-    margins = [(0, 0), (0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes))]
+    window_axes = tuple(range(-len(op.kernel), 0))
     inside = np.ones((1, 1, *given[0].shape[2:]), np.int64)
-    frame = np.pad(inside, margins, constant_values=1 if op.count_padding else 0)
-    window_axes = tuple(range(-axes, 0))
-    counts = _windows(frame, op.kernel, op.strides, (1,) * axes).sum(window_axes) - 1
-    sums = _windows(np.pad(_centred(given[0], tensors[0], np.int64), margins), op.kernel, op.strides, (1,) * axes)
-    return _stored(_scaled(sums.sum(window_axes), op.mantissa[counts], op.shift[counts], model), made)
+    counts = _pool_windows(op, inside, int(op.count_padding)).sum(window_axes) - 1
+    sums = _pool_windows(op, _centred(given[0], tensors[0], np.int64), 0).sum(window_axes)
+    return np.moveaxis(_stored(_scaled(sums, op.mantissa[counts], op.shift[counts], model), made), -1, 1)
+
+
+def _pool_windows(op: MaxPool | AveragePool, x: np.ndarray, padding: int) -> np.ndarray:
+    axes = len(op.strides)
+    margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
+    padded = np.pad(np.moveaxis(x, 1, -1), margins, constant_values=padding)
+    return _windows(padded, op.kernel, op.strides, (1,) * axes)
 
 
 def _reshape(op: Reshape, given: list[np.ndarray], *_: Any) -> np.ndarray:
@@ -246,13 +284,12 @@ def _centred(raw: np.ndarray, tensor: Tensor, dtype: type) -> np.ndarray:
 def _windows(
     x: np.ndarray, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
 ) -> np.ndarray:
-    """Views [batch, channels, *spots, *kernel] of x [batch, channels, *size]."""
+    """Views [batch, *spots, channels, *kernel] of x [batch, *size, channels]."""
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    axes = tuple(range(2, x.ndim))
-    views = np.lib.stride_tricks.sliding_window_view(x, reach, axis=axes)
+    views = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(1, x.ndim - 1)))
     steps = [slice(None, None, s) for s in strides]
     inner = [slice(None, None, d) for d in dilations]
-    return views[(slice(None), slice(None), *steps, *inner)]
+    return views[(slice(None), *steps, slice(None), *inner)]
 
 
 def _type(tensor: Tensor) -> np.dtype:
