@@ -36,7 +36,8 @@ bench: $(INSTALLED)
 SECONDS ?= 60
 fuzz: $(INSTALLED)
 	@echo "gemedge: fuzzing the file readers for $(SECONDS) s"
-	@$(BIN)/python tests/fuzz_readers.py -max_total_time=$(SECONDS) -print_final_stats=1
+	@mkdir -p build
+	@$(BIN)/python tests/fuzz_readers.py -max_total_time=$(SECONDS) -timeout=60 -artifact_prefix=build/ -print_final_stats=1
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "gemedge: installing into $(VENV); the first time takes a few minutes"
