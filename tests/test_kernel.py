@@ -240,6 +240,15 @@ def test_random_32_bit_kernels_are_within_one_lsb(in_params, out_params, family,
         assert abs(int(kernel([r])[0]) - clamped) < Fraction(5, 8)
 
 
+@pytest.mark.parametrize("epsilon", [1e-6, 0.01, 1.0, 1e3])
+@pytest.mark.parametrize(("family", "n"), [*FAMILIES, ("gem", 16), ("segem", 16)])
+def test_float_values_that_the_build_relies_on_are_a_hundred_times_better_than_it_assumes(family, n, epsilon):
+    activation = make(family, n, epsilon)
+    for x in (sign * epsilon * 1.37**k for k in range(-40, 40) for sign in (-1, 1)):
+        exact = activation.exact(Fraction(x))
+        assert abs(Fraction(float(activation(x))) - exact) <= abs(exact) * Fraction(1, 10**13)
+
+
 # What a format makes of a branch
 
 
