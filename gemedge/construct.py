@@ -101,7 +101,10 @@ def _best(task: Task, u: np.ndarray, truth: np.ndarray) -> tuple[tuple[Piece, ..
 
 
 def _candidates(task: Task, u: np.ndarray) -> Iterator[list[tuple[Form, int, int]]]:
-    """Lists of (form, start, stop), the simplest first: affine, one fraction, near and far."""
+    """Lists of (form, start, stop), the simplest first: affine, one fraction, near and far.
+
+    The affine part alone is also tried a hair lower: so a vanishing negative fraction turns each tie down.
+    """
     start, stop = int(u[0]), int(u[-1]) + 1
     far, near = far_form(task), near_form(task)
     for form in (form for form in (far, near) if form.slope):
@@ -208,7 +211,7 @@ def _saturated_from(task: Task) -> int:
     form = far_form(task)
     affine = poly.multiply((form.offset - bound, form.slope), form.denominator)
     beyond = poly.scale(_shifted(poly.add(affine, form.numerator), high), sign)
-    if not poly.is_positive_from_zero(poly.add(beyond, (Fraction(1, 1 << 200),))):
+    if not poly.is_positive_from_zero(poly.add(beyond, (Fraction(1, 1 << 200),))):  # it may be 0 at high itself
         raise UnsupportedError(f"{task}: it leaves the output's range at raw {task.sign * high} and comes back")
     return high
 
