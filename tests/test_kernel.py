@@ -376,13 +376,27 @@ def test_any_shape_and_integer_type_gives_the_same_integers(source, target):
         ([0.5], r"raw input must be integers, not float64"),
         ([True], r"raw input must be integers, not bool"),
         ([1, 32768], r"raw input holds 32768; Q3.12 is from -32768 to 32767"),
-        ([-32769], r"raw input holds -32769; Q3.12 is from -32768 to 32767"),
+        ([-32769, 5], r"raw input holds -32769; Q3.12 is from -32768 to 32767"),
         (np.array([2**63], np.uint64), r"raw input holds 9223372036854775808"),
     ],
 )
 def test_raw_input_that_the_format_does_not_hold_is_refused(raw, message):
     with pytest.raises(QuantizationError, match=message):
         FixedActivation(Activation.gem(1), QFormat(3, 12), QFormat(3, 12))(raw)
+
+
+@pytest.mark.parametrize(("left", "right"), [(-1, 1), (1, -1), (2, 2)])
+def test_the_two_sides_need_not_meet(left, right):
+    apart = Activation.rational(negative=Branch(offset=left), positive=Branch(offset=right))
+    kernel = FixedActivation(apart, QFormat(3, 12), QFormat(3, 12))
+    assert kernel([-32768, -1, 0, 1, 32767]).tolist() == [4096 * y for y in (left, left, left, right, right)]
+
+
+def test_the_last_negative_code_has_an_output_of_its_own():
+    kernel = FixedActivation(Activation.segem(4, 1e3), QFormat(0, 15), QFormat(0, 15))
+    assert kernel.constants.sides[0].stop == 32768
+    assert kernel([-32768, -32767]).tolist() == [-32768, -32767]
+    assert kernel.certify().misrounded == 0
 
 
 def test_a_large_array_is_the_same_as_its_parts():
