@@ -1,23 +1,22 @@
 """How a kernel's constants are found: exact rationals and float64 are allowed here, at build time.
 
-On one sign of x, with u = |raw|, the output in LSB is v(u) = affine(u) + numerator(u) / denominator(u). There
-are two such forms: `far`, the branch as it is given, whose fraction fades as u grows; and `near`, whose affine
-part is the tangent at 0, so that its fraction fades as u shrinks. For 16-bit input the candidates are tried
-from the simplest on, and the exact output of every code decides; for 32-bit input a proven bound does.
+For 16-bit input the candidates are tried from the simplest on, and the exact output of every code decides; for
+32-bit input proven bounds do.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd, lcm
+from math import lcm
 
 import numpy as np
 
 from gemedge import polynomial as poly
-from gemedge.activation import Activation, Branch
+from gemedge.activation import Activation
 from gemedge.errors import PromiseError, UnsupportedError
 from gemedge.fixed import QuantParams
-from gemedge.rational import FRACTION_BITS, WIDE_FRACTION_BITS, Arithmetic, NormalPolynomial, Piece
+from gemedge.forms import Form, Task, far_form, fraction_size, make_piece, near_form
+from gemedge.rational import FRACTION_BITS, WIDE_FRACTION_BITS, Arithmetic, Piece
 
 MAX_EXCEPTIONS = 8
 _FLOAT_ERROR = 1e-11  # relative, of activation(x) in float64 for the family: hundreds of times what is seen
@@ -46,58 +45,6 @@ class Constants:
     exceptions: Wrong
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One sign of an activation between two formats; u is |raw| there."""
-
-    activation: Activation
-    sign: int
-    in_params: QuantParams
-    out_params: QuantParams
-
-    @property
-    def branch(self) -> Branch:
-        return self.activation.positive if self.sign > 0 else self.activation.negative
-
-    @property
-    def t_per_u(self) -> Fraction:
-        return self.in_params.exact_scale / self.activation.exact_epsilon
-
-    @property
-    def lsb_per_unit(self) -> Fraction:
-        return self.activation.exact_epsilon / self.out_params.exact_scale
-
-    @property
-    def largest(self) -> int:
-        return self.in_params.raw_max if self.sign > 0 else -self.in_params.raw_min
-
-    def value(self, u: int) -> Fraction:
-        """The exact output at u, in LSB with the zero point."""
-        x = self.sign * u * self.in_params.exact_scale
-        return self.activation.exact(x) / self.out_params.exact_scale + self.out_params.zero_point
-
-    def code(self, u: int) -> int:
-        nearest = (self.value(u) + Fraction(1, 2)).__floor__()
-        return min(max(nearest, self.out_params.raw_min), self.out_params.raw_max)
-
-    def __str__(self) -> str:
-        return f"{self.activation} from {self.in_params} to {self.out_params}"
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """slope * u + offset + numerator(u) / denominator(u), in LSB."""
-
-    name: str
-    slope: Fraction
-    offset: Fraction
-    numerator: poly.Polynomial
-    denominator: poly.Polynomial
-
-    def affine(self, u: int) -> Fraction:
-        return self.slope * u + self.offset
-
-
 def build(activation: Activation, in_params: QuantParams, out_params: QuantParams) -> Constants:
     """The constants of a kernel; UnsupportedError where it could not be right."""
     negative, positive = (Task(activation, sign, in_params, out_params) for sign in (-1, 1))
@@ -113,89 +60,6 @@ def build(activation: Activation, in_params: QuantParams, out_params: QuantParam
             f" at most {MAX_EXCEPTIONS} can be stored"
         )
     return Constants((), tuple(side for side, _ in made), exceptions)
-
-
-# The two forms and the pieces made of them
-
-
-def far_form(task: Task) -> Form:
-    """The branch in u: its fraction is proper, and fades for large u."""
-    branch = task.branch
-    return _form("far", task, branch.slope, branch.offset, branch.numerator)
-
-
-def near_form(task: Task) -> Form:
-    """The tangent at u = 0 and what is missing from it: a fraction that begins with u^2."""
-    branch = task.branch
-    zeros = (Fraction(0), Fraction(0))
-    p, q = (*branch.numerator, *zeros), (*branch.denominator, *zeros)
-    offset = branch.offset + p[0] / q[0]
-    slope = branch.slope + (p[1] * q[0] - p[0] * q[1]) / q[0] ** 2
-    given = poly.multiply((branch.offset - offset, branch.slope - slope), branch.denominator)
-    return _form("near", task, slope, offset, poly.add(branch.numerator, given))
-
-
-def _form(name: str, task: Task, slope: Fraction, offset: Fraction, numerator: poly.Polynomial) -> Form:
-    """The form in u, its polynomials with integer coefficients that have no common factor."""
-    k, e = task.t_per_u, task.lsb_per_unit
-    above = [e * c * k**i for i, c in enumerate(numerator)]
-    below = [c * k**i for i, c in enumerate(task.branch.denominator)]
-    whole = lcm(*(c.denominator for c in above + below))
-    common = gcd(*(int(c * whole) for c in above + below))
-    factor = Fraction(whole, common)
-    return Form(
-        name,
-        slope * k * e,
-        offset * e + task.out_params.zero_point,
-        poly.scale(tuple(above), factor),
-        poly.scale(tuple(below), factor),
-    )
-
-
-def make_piece(form: Form, start: int, stop: int, *, wide: bool) -> Piece:
-    """The piece for start <= u < stop; raises PromiseError where its affine part has no width for that.
-
-    slope and offset are rounded against the fraction's sign: down where the fraction is negative and up
-    where it is positive, so that near a tie of the affine part the sum stays on the fraction's side.
-    """
-    bits = affine_bits(form, start, stop, wide)
-    input_bits = 16 if stop > 1 << 16 else 0
-    up = all(c >= 0 for c in form.numerator)
-    slope = _rounded(form.slope * 2 ** (bits + input_bits), up=up)
-    return Piece(
-        form.name if form.numerator else "affine",
-        start,
-        stop,
-        slope,
-        _rounded(form.offset * 2**bits, up=up),
-        bits,
-        *_signed(form.numerator),
-        *(_signed(form.denominator) if form.numerator else (None, None)),
-        wide,
-    )
-
-
-def affine_bits(form: Form, start: int, stop: int, wide: bool) -> int:
-    """Fraction bits of the affine part: 16 where they hold it exactly, else what 62 bits leave."""
-    limit = WIDE_FRACTION_BITS if wide else FRACTION_BITS
-    largest = max(abs(form.affine(start)), abs(form.affine(stop - 1)), Fraction(1))
-    if largest >= 1 << limit:
-        raise PromiseError(f"the affine part reaches {float(largest):.4g} LSB, outside 2^{limit}")
-    if stop <= 1 << 16:
-        exact = all((1 << 15) % c.denominator == 0 for c in (form.slope, form.offset))
-        return 16 if exact else 61 - limit
-    return min(61 - limit, 30 - int(abs(form.slope)).bit_length())
-
-
-def _signed(p: poly.Polynomial) -> tuple[NormalPolynomial | None, NormalPolynomial | None]:
-    """The terms of each sign, as polynomials with no negative coefficient."""
-    parts = (poly.polynomial(c if c > 0 else 0 for c in p), poly.polynomial(-c if c < 0 else 0 for c in p))
-    plus, minus = (NormalPolynomial.of(part) if part else None for part in parts)
-    return plus, minus
-
-
-def _rounded(exact: Fraction, *, up: bool) -> int:
-    return exact.__ceil__() if up else exact.__floor__()
 
 
 # 16-bit input: every code decides
@@ -237,7 +101,10 @@ def _best(task: Task, u: np.ndarray, truth: np.ndarray) -> tuple[tuple[Piece, ..
 
 
 def _candidates(task: Task, u: np.ndarray) -> Iterator[list[tuple[Form, int, int]]]:
-    """Lists of (form, start, stop), the simplest first: affine, one fraction, near and far."""
+    """Lists of (form, start, stop), the simplest first: affine, one fraction, near and far.
+
+    The affine part alone is also tried a hair lower: so a vanishing negative fraction turns each tie down.
+    """
     start, stop = int(u[0]), int(u[-1]) + 1
     far, near = far_form(task), near_form(task)
     for form in (form for form in (far, near) if form.slope):
@@ -250,24 +117,10 @@ def _candidates(task: Task, u: np.ndarray) -> Iterator[list[tuple[Form, int, int
 
 def _cut(task: Task, far: Form, near: Form, u: np.ndarray) -> int:
     """Where to go from near to far so that the largest fraction is smallest."""
-    sizes = [_fraction_size(task, form, u) for form in (near, far)]
+    sizes = [fraction_size(task, form, u) for form in (near, far)]
     below = np.concatenate([[0.0], np.maximum.accumulate(sizes[0])])
     above = np.concatenate([np.maximum.accumulate(sizes[1][::-1])[::-1], [0.0]])
     return int(np.append(u, u[-1] + 1)[np.argmin(np.maximum(below, above))])
-
-
-def _fraction_size(task: Task, form: Form, u: np.ndarray) -> np.ndarray:
-    """The terms of numerator / denominator without their signs, in float64; in 1 / t beyond t = 1 against overflow."""
-    t = u * float(task.t_per_u)
-    p, q = ([float(c / task.t_per_u**i / form.denominator[0]) for i, c in enumerate(side)]
-            for side in (form.numerator, form.denominator))  # fmt: skip
-    if not p:
-        return np.zeros(u.size)
-    p = [abs(c) for c in p]
-    with np.errstate(all="ignore"):
-        small = np.polyval(p[::-1], t) / np.polyval(q[::-1], t)
-        large = np.polyval(p, 1 / t) / np.polyval(q, 1 / t) * t ** float(len(p) - len(q))
-    return np.abs(np.where(t <= 1, small, large))
 
 
 def _outputs(task: Task, pieces: tuple[Piece, ...], u: np.ndarray) -> np.ndarray:
@@ -328,11 +181,11 @@ def _side_by_bounds(task: Task) -> tuple[Side, Wrong]:
         return Side(task.largest + 1, task.largest + 1, head, head, ()), ()
     wide = task.out_params.bits == 32
     u = np.unique(np.concatenate([np.geomspace(1, stop - 1, 4096).astype(np.int64), [1, stop - 1]]))
-    sizes = _fraction_size(task, far, u)
+    sizes = fraction_size(task, far, u)
     cut = 1
     if sizes.max() >= 2.0 ** ((WIDE_FRACTION_BITS if wide else FRACTION_BITS) - 2):
         cut = _cut(task, far, near, u)
-        sizes = np.where(u < cut, _fraction_size(task, near, u), sizes)
+        sizes = np.where(u < cut, fraction_size(task, near, u), sizes)
     error = sizes.max() * (8 * poly.degree(far.denominator) + 2) * 2.0**-43
     if error > _WIDE_ERROR:
         raise UnsupportedError(f"{task}: the error before rounding is bounded by {error:.3g} LSB, not by {_WIDE_ERROR}")
@@ -358,7 +211,7 @@ def _saturated_from(task: Task) -> int:
     form = far_form(task)
     affine = poly.multiply((form.offset - bound, form.slope), form.denominator)
     beyond = poly.scale(_shifted(poly.add(affine, form.numerator), high), sign)
-    if not poly.is_positive_from_zero(poly.add(beyond, (Fraction(1, 1 << 200),))):
+    if not poly.is_positive_from_zero(poly.add(beyond, (Fraction(1, 1 << 200),))):  # it may be 0 at high itself
         raise UnsupportedError(f"{task}: it leaves the output's range at raw {task.sign * high} and comes back")
     return high
 

@@ -115,7 +115,13 @@ class Piece:
     wide: bool
 
     def rounded(self, u: np.ndarray, run: Arithmetic) -> np.ndarray:
-        """floor(v(u) + 1/2) for int64 u in start .. stop - 1, not saturated; see the module's text."""
+        """floor(v(u) + 1/2) for int64 u in start .. stop - 1, not saturated; the remainder's sign decides.
+
+        Widths, with den in [2**43, 2**44) and |num| < 2**44: |num / den| < 2**18 as up < 18, so num << 18 is
+        below 2**62 in size; (num >> 14) * inverse below 2**62 + 2**42; the estimate is within one of the result, so
+        |gap| < 2**19, den * gap is below 2**63, and the remainder below 2 * den. For 32 bits out up < 34, products
+        are taken modulo 2**64, and the two remainders are again small: the first estimate is within 2**13.3.
+        """
         run.watch("u", u, max(self.start, 1), self.stop)
         affine = self._affine(u, run)
         run.watch("affine", affine, -(1 << 62), 1 << 62)
@@ -198,6 +204,8 @@ class Piece:
     def _remainder(self, gap: Any, den: Any, num: Any, run: Arithmetic) -> Any:
         """den * gap + num in units of den's last bit, modulo 2**64; gap has affine_bits fraction bits."""
         bits = self.affine_bits
+        if not self.wide:
+            run.watch("gap", gap >> bits, -(1 << 19), 1 << 19)
         total = run.times(den, gap >> bits) + num
         if bits == 16:
             return total + (run.times(den, gap & 0xFFFF) >> 16)
@@ -209,9 +217,11 @@ class Piece:
 
 
 def reciprocal(den: Any, run: Arithmetic) -> Any:
-    """2**63 / (den >> 12) to a relative 2**-20.9, for den in [2**43, 2**44); below 2**33.
+    """2**63 / (den >> 12) to a relative 2**-20.7, for den in [2**43, 2**44).
 
-    With r from the table and e = 1 - d r, |e| < 2**-6.98, the cubic step is r (1 + e + e^2) = (1 - e^3) / d.
+    With r from the table and e = 1 - d r, |e| <= 1/120, the cubic step is r (1 + e + e^2) = (1 - e^3) / d.
+    Widths: d < 2**32, r < 2**16, so d r < 2**48; e < 2**25 in units of 2**-31, so e^2 < 2**50 and
+    r (e + e^2) < 2**42; the result is at most 2**32 (1 + 2**-20).
     """
     d = den >> 12
     first = RECIPROCAL_ARRAY[(d >> 25) - 64]
@@ -219,7 +229,7 @@ def reciprocal(den: Any, run: Arithmetic) -> Any:
     run.watch("reciprocal error", error, -(1 << 25), 1 << 25)
     correction = error + (run.times(error, error) >> 31)
     inverse = (first << 16) + (run.times(first, correction) >> 15)
-    run.watch("reciprocal", inverse, 1 << 30, 1 << 33)
+    run.watch("reciprocal", inverse, 1 << 30, (1 << 32) + (1 << 12))
     return inverse
 
 

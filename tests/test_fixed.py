@@ -1,5 +1,6 @@
 """Integer arithmetic against exact rationals: on every input where there are few, at the edges always."""
 
+from dataclasses import FrozenInstanceError
 from fractions import Fraction
 
 import numpy as np
@@ -86,6 +87,7 @@ def test_affine_text_names_scale_and_zero_point():
         (lambda: QuantParams(1.0, 0.5, 8), r"zero_point=0.5 must be a whole number"),
         (lambda: Multiplier(5, 0), r"multiplier 5 \* 2\^\(0 - 31\): the mantissa must be 0 or from 2\^30 to 2\^31 - 1"),
         (lambda: Multiplier(1 << 31, 0), r"the mantissa must be"),
+        (lambda: Multiplier((1 << 30) - 1, 0), r"multiplier 1073741823 \* 2\^\(0 - 31\): the mantissa must be"),
         (lambda: Multiplier(1 << 30, 31), r"the shift from -31 to 30"),
         (lambda: Multiplier(1 << 30, -32), r"the shift from -31 to 30"),
         (lambda: Multiplier.from_real(-1.0), r"multiplier -1.0 must be a finite number, 0 or more"),
@@ -128,6 +130,15 @@ def test_what_cannot_be_is_refused_with_its_reason(make_it, message):
 def test_a_value_outside_the_domain_is_refused_and_never_wraps(make_it, message):
     with pytest.raises(QuantizationError, match=message):
         make_it()
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [(QFormat(3, 12), "int_bits"), (QuantParams(1.0, 0, 8), "bits"), (Multiplier(1 << 30, 0), "shift")],
+)
+def test_a_checked_value_cannot_be_changed_afterwards(made, name):
+    with pytest.raises(FrozenInstanceError):
+        setattr(made, name, 99)
 
 
 @pytest.mark.parametrize("fmt", [QFormat(3, 4), QFormat(0, 7), QFormat(3, 12), QFormat(15, 0)], ids=str)

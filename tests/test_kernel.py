@@ -240,6 +240,15 @@ def test_random_32_bit_kernels_are_within_one_lsb(in_params, out_params, family,
         assert abs(int(kernel([r])[0]) - clamped) < Fraction(5, 8)
 
 
+@pytest.mark.parametrize("epsilon", [1e-6, 0.01, 1.0, 1e3])
+@pytest.mark.parametrize(("family", "n"), [*FAMILIES, ("gem", 16), ("segem", 16)])
+def test_float_values_that_the_build_relies_on_are_a_hundred_times_better_than_it_assumes(family, n, epsilon):
+    activation = make(family, n, epsilon)
+    for x in (sign * epsilon * 1.37**k for k in range(-40, 40) for sign in (-1, 1)):
+        exact = activation.exact(Fraction(x))
+        assert abs(Fraction(float(activation(x))) - exact) <= abs(exact) * Fraction(1, 10**13)
+
+
 # What a format makes of a branch
 
 
@@ -367,13 +376,27 @@ def test_any_shape_and_integer_type_gives_the_same_integers(source, target):
         ([0.5], r"raw input must be integers, not float64"),
         ([True], r"raw input must be integers, not bool"),
         ([1, 32768], r"raw input holds 32768; Q3.12 is from -32768 to 32767"),
-        ([-32769], r"raw input holds -32769; Q3.12 is from -32768 to 32767"),
+        ([-32769, 5], r"raw input holds -32769; Q3.12 is from -32768 to 32767"),
         (np.array([2**63], np.uint64), r"raw input holds 9223372036854775808"),
     ],
 )
 def test_raw_input_that_the_format_does_not_hold_is_refused(raw, message):
     with pytest.raises(QuantizationError, match=message):
         FixedActivation(Activation.gem(1), QFormat(3, 12), QFormat(3, 12))(raw)
+
+
+@pytest.mark.parametrize(("left", "right"), [(-1, 1), (1, -1), (2, 2)])
+def test_the_two_sides_need_not_meet(left, right):
+    apart = Activation.rational(negative=Branch(offset=left), positive=Branch(offset=right))
+    kernel = FixedActivation(apart, QFormat(3, 12), QFormat(3, 12))
+    assert kernel([-32768, -1, 0, 1, 32767]).tolist() == [4096 * y for y in (left, left, left, right, right)]
+
+
+def test_the_last_negative_code_has_an_output_of_its_own():
+    kernel = FixedActivation(Activation.segem(4, 1e3), QFormat(0, 15), QFormat(0, 15))
+    assert kernel.constants.sides[0].stop == 32768
+    assert kernel([-32768, -32767]).tolist() == [-32768, -32767]
+    assert kernel.certify().misrounded == 0
 
 
 def test_a_large_array_is_the_same_as_its_parts():
