@@ -377,15 +377,15 @@ def _check_rescaling(layer: Convolution | Dense | Combine | Multiply | Concatena
     fits = largest < 1 << 31 and reach < 1 << 62
     _require(layer, fits, f"an accumulator up to {bound} times mantissa {largest} leaves 62 bits")
     _require(layer, 0 <= int(layer.shift.min()) <= int(layer.shift.max()) <= 62, "a shift outside 0 to 62")
-    counts = {
-        Convolution: lambda: len(layer.weight),  # type: ignore[union-attr]
-        Dense: lambda: len(layer.weight),  # type: ignore[union-attr]
-        AveragePool: lambda: math.prod(layer.kernel),  # type: ignore[union-attr]
-        Concatenate: lambda: len(layer.inputs),
-        Combine: lambda: len(layer.inputs),
-        Multiply: lambda: 1,
-    }
-    wanted = counts[type(layer)]()
+    match layer:
+        case Convolution() | Dense():
+            wanted = len(layer.weight)
+        case AveragePool():
+            wanted = math.prod(layer.kernel)
+        case Multiply():
+            wanted = 1
+        case _:
+            wanted = len(layer.inputs)
     _require(layer, layer.mantissa.size == wanted, f"{layer.mantissa.size} mantissas; it needs {wanted}")
     shifts = 1 if isinstance(layer, Combine) else wanted
     _require(layer, layer.shift.size == shifts, f"{layer.shift.size} shifts; it needs {shifts}")
