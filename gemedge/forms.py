@@ -130,7 +130,7 @@ def make_piece(form: Form, start: int, stop: int, *, wide: bool) -> Piece:
 def affine_bits(form: Form, start: int, stop: int, wide: bool) -> int:
     """Fraction bits of the affine part: 16 where they hold it exactly, else what 62 bits leave."""
     limit = WIDE_FRACTION_BITS if wide else FRACTION_BITS
-    largest = max(abs(form.affine(start)), abs(form.affine(stop - 1)), Fraction(1))
+    largest = max(abs(form.affine(start)), abs(form.slope) * (stop - 1), abs(form.offset), Fraction(1))
     if largest >= 1 << limit:
         raise PromiseError(f"the affine part reaches {float(largest):.4g} LSB, outside 2^{limit}")
     if stop <= 1 << 16:

@@ -329,6 +329,13 @@ COMES_BACK = Branch(
 )
 
 
+def test_a_slope_and_an_offset_too_large_before_they_cancel_are_refused_and_do_not_overflow():
+    steep = Branch(slope=10**15, offset=5 - 2 * 10**15, numerator=(Fraction(7, 2),), denominator=(1, 1))
+    activation = Activation.rational(negative=Branch(), positive=steep)
+    with pytest.raises(UnsupportedError, match=r"no integer form of it fits; the affine part reaches 2e\+15 LSB"):
+        FixedActivation(activation, QFormat(15, 0), QFormat(15, 0))
+
+
 @pytest.mark.parametrize(
     ("branch", "source", "target", "message"),
     [
