@@ -193,7 +193,7 @@ class Activation:
                 t = np.minimum(np.maximum(-x, 0) / epsilon, segem_limit(n))
                 s = rising_sum(t, n)
                 return np.maximum(x, 0) - epsilon * (s / (1 + s))
-        return np.asarray(self.derivative(x, 0)).astype(x.dtype)
+        return np.asarray(self.derivative(x, 0, side="left")).astype(x.dtype)
 
     def _sides_agree(self, order: int) -> bool:
         left = _derivative_quotient(self.negative, order)

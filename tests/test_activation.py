@@ -124,6 +124,12 @@ def test_another_rational_function_needs_no_new_code():
     assert (SOFTSIGN.family, SOFTSIGN.n) == ("rational", None)
 
 
+def test_zero_belongs_to_the_negative_branch_where_the_two_do_not_meet():
+    step = Activation.rational(negative=Branch(offset=-1), positive=Branch(offset=1))
+    np.testing.assert_array_equal(step(np.array([-2.0, -0.0, 0.0, 5e-324])), [-1, -1, -1, 1])
+    assert step.exact(Fraction(0)) == -1
+
+
 def test_identity_does_not_overflow_at_a_small_epsilon():
     identity = Activation.rational(negative=Branch(slope=-1), positive=Branch(slope=1), epsilon=1e-30)
     x = np.array([1e300, -1e300, 5e-324, 2.0])
