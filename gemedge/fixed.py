@@ -274,6 +274,8 @@ def scaling(real: Fraction, bound: int, *, power_of_two: bool = False) -> tuple[
     """
     if real <= 0:
         raise QuantizationError(f"scaling factor {float(real):.6g} must be positive")
+    if 2 * real * bound < 1:
+        return 0, 0  # every accumulator rounds to 0
     bits = min(31, 62 - max(bound, 1).bit_length())
     exponent = real.numerator.bit_length() - real.denominator.bit_length()
     exponent += real >= Fraction(2) ** exponent  # 2**(exponent - 1) <= real < 2**exponent
@@ -285,7 +287,7 @@ def scaling(real: Fraction, bound: int, *, power_of_two: bool = False) -> tuple[
     mantissa = (real * Fraction(2) ** shift + Fraction(1, 2)).__floor__() if shift >= 0 else 0
     if mantissa == 1 << bits and shift > 0:
         mantissa, shift = mantissa >> 1, shift - 1
-    if bits < 15 or shift < 0 or not 0 < mantissa < 1 << 31 or mantissa * bound >= 1 << 62:
+    if bits < 15 or not 0 <= shift <= 62 or not 0 < mantissa < 1 << 31 or mantissa * bound >= 1 << 62:
         raise QuantizationError(f"scaling factor {float(real):.6g} does not fit accumulators up to {bound}")
     return mantissa, shift
 

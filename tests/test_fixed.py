@@ -2,6 +2,7 @@
 
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
+from math import floor
 
 import numpy as np
 import oracle
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemedge import FormatError, QFormat, QuantizationError, QuantParams, Rounding
-from gemedge.fixed import Multiplier, dequantize, quantize, requantize, saturate, shift_right
+from gemedge.fixed import Multiplier, dequantize, quantize, requantize, rescale, saturate, scaling, shift_right
 
 FORMATS = [QFormat(m, bits - 1 - m) for bits in (8, 16, 32) for m in range(bits)]
 ALL_8 = np.arange(-128, 128)
@@ -273,3 +274,79 @@ def test_multiplier_is_the_nearest_with_31_bits(real):
 )
 def test_multiplier_of_a_few_numbers(real, mantissa, shift):
     assert Multiplier.from_real(real) == Multiplier(mantissa, shift)
+
+
+# Rescaling an accumulator of any width
+
+
+@pytest.mark.parametrize("mantissa", [0, 1, 3, 1 << 20, (1 << 31) - 1])
+@pytest.mark.parametrize("shift", [0, 1, 7, 31, 40, 62])
+def test_rescale_is_the_rounded_product(mantissa, shift):
+    reach = ((1 << 62) - 1) // max(mantissa, 1)
+    rng = np.random.default_rng(shift)
+    values = np.concatenate([np.arange(-300, 301), rng.integers(-reach, reach, 300), [reach, -reach]])
+    values = np.clip(values, -reach, reach)
+    wanted = [floor(Fraction(int(v) * mantissa, 1 << shift) + Fraction(1, 2)) for v in values]
+    assert rescale(values, mantissa, shift).tolist() == wanted
+
+
+def test_rescale_takes_a_mantissa_for_each_channel():
+    accumulator = np.array([[10, 10], [-10, -10]])
+    assert rescale(accumulator, np.array([1, 3]), np.array([2, 2])).tolist() == [[3, 8], [-2, -7]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1 << 40, (1 << 31) - 1, 3), r"accumulator 1099511627776 times mantissa 2147483647 must be below 2\^62"),
+        ((1 << 31, 1 << 31, 3), r"mantissa holds 2147483648; it must be from 0 to 2147483647"),
+        ((1, -1, 3), r"mantissa holds -1"),
+        ((1, 1, 63), r"shift holds 63; it must be from 0 to 62"),
+        ((0.5, 1, 1), r"accumulator must be integers, not float64"),
+    ],
+)
+def test_rescale_refuses_what_would_overflow(arguments, message):
+    with pytest.raises(QuantizationError, match=message):
+        rescale(*arguments)
+
+
+@pytest.mark.parametrize("bound", [1, 1000, (1 << 31) - 1, 1 << 38, (1 << 47) - 1])
+@pytest.mark.parametrize(
+    "real", [Fraction(1, 3), Fraction(1), Fraction(7, 5), Fraction(123, 10**6), Fraction(1, 1 << 20)]
+)
+def test_scaling_is_as_near_as_the_bound_permits(real, bound):
+    mantissa, shift = scaling(real, bound)
+    bits = min(31, 62 - bound.bit_length())
+    assert mantissa * bound < 1 << 62
+    assert 0 <= shift <= 62
+    if real * bound >= Fraction(1, 2):
+        assert abs(Fraction(mantissa, 1 << shift) - real) <= real / (1 << (bits - 1))
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_scaling_that_rounds_every_accumulator_to_zero_is_zero(power_of_two):
+    assert scaling(Fraction(1, 1 << 70), (1 << 47) - 1, power_of_two=power_of_two) == (0, 0)
+    assert scaling(Fraction(1, 16), 7, power_of_two=power_of_two) == (0, 0)
+    assert scaling(Fraction(1, 16), 8, power_of_two=power_of_two) != (0, 0)
+
+
+@pytest.mark.parametrize("exponent", [-31, -13, -1, 0, 1, 9])
+def test_scaling_by_a_power_of_two_is_exact(exponent):
+    mantissa, shift = scaling(Fraction(2) ** exponent, 1 << 31, power_of_two=True)
+    assert Fraction(mantissa, 1 << shift) == Fraction(2) ** exponent
+    assert mantissa & (mantissa - 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("real", "bound", "power_of_two", "message"),
+    [
+        (Fraction(0), 10, False, "scaling factor 0 must be positive"),
+        (Fraction(-1), 10, False, "scaling factor -1 must be positive"),
+        (Fraction(1, 3), 10, True, "scaling factor 1/3 must be a power of two"),
+        (Fraction(1 << 40), 10, False, r"scaling factor 1.09951e\+12 does not fit accumulators up to 10"),
+        (Fraction(1), 1 << 50, False, "scaling factor 1 does not fit accumulators up to 1125899906842624"),
+    ],
+)
+def test_scaling_out_of_reach_is_refused(real, bound, power_of_two, message):
+    with pytest.raises(QuantizationError, match=message):
+        scaling(real, bound, power_of_two=power_of_two)
