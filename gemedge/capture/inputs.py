@@ -90,7 +90,7 @@ def probes(example: Mapping[str, np.ndarray], free_batch: bool) -> dict[str, Arr
     def scaled(factor: float) -> Arrays:
         with np.errstate(all="ignore"):
             return {
-                name: (array * array.dtype.type(factor)) if array.dtype.kind == "f" else array
+                name: np.asarray(array * array.dtype.type(factor)) if array.dtype.kind == "f" else array
                 for name, array in example.items()
             }
 
