@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from gemedge.capture import DEFAULT_OPSET, Captured, forms, reference, schema
 from gemedge.capture.inputs import Arrays, InputShape, random_input

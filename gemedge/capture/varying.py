@@ -67,13 +67,18 @@ def fixed(size: Any) -> int | None:
     return int(size.node.expr) if size.node.expr.is_number else None
 
 
+def _symbol(size: Any) -> Any:
+    """The symbol that a size is, or None where it is a number or an expression."""
+    return size.node.expr if fixed(size) is None and size.node.expr.is_Symbol else None
+
+
 def _symbols(inputs: Mapping[str, Tensor]) -> dict[Any, tuple[str, int]]:
     """Each symbol that is a size of an input, with the first place where it is."""
     found: dict[Any, tuple[str, int]] = {}
     for name, value in inputs.items():
         for axis, size in enumerate(value.shape):
-            if fixed(size) is None and size.node.expr.is_Symbol:
-                found.setdefault(size.node.expr, (name, axis))
+            if (symbol := _symbol(size)) is not None:
+                found.setdefault(symbol, (name, axis))
     return found
 
 
@@ -88,7 +93,7 @@ def _runs(
 
     def resized(tensor: Tensor, shape: Sequence[Any]) -> Tensor:
         for axis, size in enumerate(shape):
-            if fixed(size) is None and size.node.expr == symbol:
+            if _symbol(size) == symbol:
                 tensor = tensor.index_select(axis, torch.arange(to) % tensor.shape[axis])
         return tensor
 
