@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 import torch
@@ -16,7 +17,8 @@ from networks import NETWORKS
 from torch import nn
 
 import gemedge.nn as gnn
-from gemedge import cli
+from gemedge import Activation, UsageError, cli
+from gemedge.capture import InputShape
 from gemedge.export import check
 from gemedge.nn import EGEM, GEM, SEGEM
 
@@ -134,6 +136,20 @@ def test_onnx_in_its_own_custom_form_to_another_opset_and_form_with_weights_besi
     check_runs(Path("down.onnx"))
 
 
+LOCAL = """<ir_version: 8, opset_import: ["" : 16, "my.domain": 1, "ai.gemedge": 1]>
+g (float[N,4] x) => (float[N,4] y) {
+  a = my.domain.Double(x)  b = ai.gemedge.GEM<n=2, epsilon=0.5>(a)  y = my.domain.Double(b) }
+<domain: "my.domain", opset_import: ["": 16]> Double (X) => (Y) { Y = Add(X, X) }"""
+
+
+@pytest.mark.parametrize("options", [[], ["--opset", "17", "--gem", "primitive"], ["--opset", "23"]])
+def test_onnx_with_functions_of_its_own_keeps_them_through_a_change_of_opset(options):
+    Path("local.onnx").write_bytes(onnx.parser.parse_model(LOCAL).SerializeToString())
+    assert gemedge("local.onnx", "-o", "model.onnx", "--quiet", *options) == 0
+    x = X.reshape(6, 4)
+    check_runs(x=x, wanted=2 * Activation.egem(2, 0.5)(2 * x.numpy()))
+
+
 def test_named_inputs_with_types_and_a_named_example_in_any_order(capsys):
     torch.save(TwoNamed(), "model.pt")
     own = ["--allow", "test_cli_export.TwoNamed"]
@@ -232,6 +248,28 @@ def test_comparison_finds_the_worst_element(wrong, passes):
     assert (found.index, found.passes) == ((1, 0), passes)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "dims", "dtype"),
+    [
+        ("1,3,32,32", "", (1, 3, 32, 32), ""),
+        ("x:?,3", "x", ("?", 3), ""),
+        ("tokens:batch,128:int64", "tokens", ("batch", 128), "int64"),
+        ("4,12:float32", "", (4, 12), "float32"),
+        ("12:uint8", "", (12,), "uint8"),
+        ("n:int64", "", ("n",), "int64"),
+        ("x:n", "x", ("n",), ""),
+    ],
+)
+def test_a_shape_is_read_as_it_is_written(text, name, dims, dtype):
+    assert InputShape.parse(text) == InputShape(name, dims, dtype)
+
+
+@pytest.mark.parametrize("text", ["", "1,,3", "0,3", "x:", "12:3", "1,3:x:int64", "-1,3"])
+def test_a_shape_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match=r"is not sizes such as|is not one of float16"):
+        InputShape.parse(text)
+
+
 COMMAND = [sys.executable, "-m", "gemedge"]
 
 
@@ -271,6 +309,6 @@ def test_help_lists_each_option_and_starts_no_library():
     ).stdout
     command = importlib.import_module("gemedge.cli.export").command
     options = [name for parameter in command.params for name in parameter.opts if name.startswith("-")]
-    assert len(options) >= 16
+    assert len(options) >= 15
     for name in options:
         assert name in shown

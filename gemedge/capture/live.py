@@ -21,14 +21,14 @@ _NUMPY_NAMES = {torch.bfloat16: "float32"}
 def example_of(model: nn.Module, example: Any) -> dict[str, Tensor] | tuple[Tensor, ...]:
     """The example as tensors on the CPU: one, a sequence, or a dict by input name.
 
-    Float arrays take the type of the model's first float parameter: NumPy's default is not torch's.
+    Float arrays take the type of the model's first float parameter, or torch's default: NumPy's is another.
     """
-    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     def tensor(value: Any) -> Tensor:
         if isinstance(value, np.ndarray | np.generic | int | float):
             made = torch.from_numpy(np.asarray(value).copy())
-            return made.to(wanted) if wanted is not None and made.is_floating_point() else made
+            return made.to(wanted) if made.is_floating_point() else made
         if not isinstance(value, Tensor):
             raise UsageError(f"an example must be tensors or NumPy arrays, not {type(value).__name__}")
         return value.detach().cpu()

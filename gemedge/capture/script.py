@@ -35,7 +35,7 @@ def captured(path: Path, example: Arrays, dynamic: Mapping[str, Mapping[int, str
     def run(inputs: Arrays) -> list[np.ndarray]:
         with torch.no_grad():
             result = script(*(torch.from_numpy(np.array(array)) for array in inputs.values()))
-        return [leaf.numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        return [leaf.detach().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
     return reference.captured(model, example, run)
 
