@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -38,9 +39,7 @@ def mixed():
 def session_of(content: bytes) -> onnxruntime.InferenceSession:
     """onnxruntime on a file's bytes; a custom node gets the function body that the function form would have."""
     model = onnx.load_from_string(content)
-    if not model.functions and any(node.domain == schema.DOMAIN for node in model.graph.node):
-        import onnx_ir as ir
-
+    if not model.functions and any(entry.domain == schema.DOMAIN for entry in model.opset_import):
         content = ir.to_proto(forms.to_form(ir.from_proto(model), "function")).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -367,6 +366,29 @@ def test_a_scalar_and_a_transformer_layer_of_torch_export():
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation=gnn.gem, batch_first=True).eval()
     x = torch.randn(3, 5, 8)
     np.testing.assert_allclose(run(exported(layer, x), {"src": x})[0], results(layer, x)[0], atol=1e-5)
+
+
+class Branches(nn.Module):
+    """Which activation runs depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = EGEM(2, 0.5), SEGEM(1, 0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: self.one(y + 1), lambda y: self.other(y - 1), (x,))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_activations_in_the_branches_of_a_condition_are_found_in_every_form(form):
+    content = exported(Branches(), torch.randn(2, 4), gem=form)
+    assert {entry["activation"] for entry in activations(content)} == {
+        "egem(n=2, epsilon=0.5)",
+        "segem(n=1, epsilon=0.25)",
+    }
+    for x in (torch.full((3, 4), 0.3), torch.full((3, 4), -0.3)):
+        wanted = EGEM(2, 0.5)(x + 1) if x.sum() > 0 else SEGEM(1, 0.25)(x - 1)
+        np.testing.assert_allclose(run(content, {"x": x})[0], wanted.numpy(), atol=1e-6)
 
 
 SCRIPT = """

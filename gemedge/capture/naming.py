@@ -16,7 +16,7 @@ from gemedge import __version__
 
 def name_nodes(graph: ir.Graph) -> None:
     """Call a node after its module; where a module has several, add the operator; then number."""
-    paths = {node: _module_path(node) for node in graph}
+    paths = {node: _module_path(node) for node in graph.all_nodes()}
     crowd = Counter(paths.values())
     taken: set[str] = set()
     for node, path in paths.items():

@@ -41,6 +41,8 @@ def read(path: Path, data: memoryview, opset: int | None) -> ir.Model:
         raise ModelError(f"it is no sound ONNX model: {str(error).strip().splitlines()[0][:200]}") from error
     own = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), DEFAULT_OPSET)
     wanted = opset or (own if FIRST_OPSET <= own <= LAST_OPSET else DEFAULT_OPSET)
+    if any(node.domain == schema.DOMAIN for function in proto.functions for node in function.node):
+        proto = _without_functions(proto)
     if own != wanted:
         try:
             proto = onnx.version_converter.convert_version(_without_functions(proto), wanted)
