@@ -195,6 +195,12 @@ def test_json_says_what_was_written_and_quiet_says_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_shape_too_many_is_a_usage_error(capsys):
+    torch.save(MODEL, "model.pt")
+    assert gemedge("model.pt", "--input-shape", "?,12", "--input-shape", "?,12") == 2
+    assert "no input is called '#1', so none of its dimensions can vary; there is 'input'" in capsys.readouterr().err
+
+
 def test_an_existing_file_needs_force_and_no_check_says_so(capsys):
     gnn.save(MODEL, "model.pt", X)
     Path("model.onnx").write_text("mine")

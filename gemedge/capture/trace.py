@@ -104,15 +104,14 @@ def tensor_inputs(program: ExportedProgram) -> dict[str, Tensor]:
 
 
 def _output_names(program: ExportedProgram) -> list[str]:
-    """The keys of the model's tensor outputs where it returns a dict, "" for the others."""
+    """The keys of the model's tensor outputs where it returns a dict, "" for the others; nothing where unknown."""
     spec = program.call_spec.out_spec
-    if spec is None:
-        return []
-    leaves = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))[0]
-    results = [output.arg for output in program.graph_signature.output_specs][-spec.num_leaves :]
-    return [
-        _key_text(path) for (path, _), result in zip(leaves, results, strict=True) if isinstance(result, TensorArgument)
-    ]
+    results = [output.arg for output in program.graph_signature.output_specs]
+    with contextlib.suppress(Exception):  # a tree torch cannot rebuild keeps plain numbers
+        leaves = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))[0]
+        own = results[len(results) - len(leaves) :]
+        return [_key_text(path) for (path, _), one in zip(leaves, own, strict=True) if isinstance(one, TensorArgument)]
+    return []
 
 
 def _key_text(path: tuple) -> str:
