@@ -83,4 +83,5 @@ def dynamic_of(shapes: Sequence[InputShape], names: Sequence[str]) -> dict[str, 
     """The dimensions that shapes let vary, by input name; None where nothing was said."""
     if not shapes:
         return None
-    return {shape.name or names[index]: shape.free for index, shape in enumerate(shapes)}
+    called = [*names, *(f"#{index}" for index in range(len(names), len(shapes)))]  # one too many is refused by name
+    return {shape.name or called[index]: shape.free for index, shape in enumerate(shapes)}

@@ -16,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 
 DTYPES = ("float16", "float32", "float64", "int32", "int64", "uint8", "int8", "bool")
 _SHAPE = re.compile(
-    r"(?:(?P<name>[^:]+):)?(?P<dims>(?:[1-9]\d*|\?|[A-Za-z_]\w*)(?:,(?:[1-9]\d*|\?|[A-Za-z_]\w*))*)(?::(?P<dtype>\w+))?"
+    r"(?:(?P<name>(?!\d+:)[^:,]+):)?(?P<dims>(?:[1-9]\d*|\?|[A-Za-z_]\w*)(?:,(?:[1-9]\d*|\?|[A-Za-z_]\w*))*)(?::(?P<dtype>\w+))?"
 )
 _MOST_ELEMENTS = 1 << 28
 _FREE_SIZES = (2, 8)  # what a dimension that may vary is traced with: the first of an input, and any other
@@ -38,12 +38,15 @@ class InputShape:
             raise UsageError(
                 f"--input-shape {text!r} is not sizes such as 1,3,32,32 or name:batch,128 or name:1,128:int64"
             )
-        dims = tuple(int(dim) if dim.isdigit() else dim for dim in match["dims"].split(","))
-        if match["dtype"] and match["dtype"] not in DTYPES:
-            raise UsageError(f"--input-shape {text!r}: type {match['dtype']!r} is not one of {', '.join(DTYPES)}")
+        name, sizes, dtype = match["name"] or "", match["dims"], match["dtype"] or ""
+        if sizes in DTYPES and not dtype:  # batch:int64 is a dimension and a type, not a name and a dimension
+            name, sizes, dtype = "", name, sizes
+        dims = tuple(int(dim) if dim.isdigit() else dim for dim in sizes.split(","))
+        if dtype and dtype not in DTYPES:
+            raise UsageError(f"--input-shape {text!r}: type {dtype!r} is not one of {', '.join(DTYPES)}")
         if np.prod([float(dim) for dim in dims if isinstance(dim, int)]) > _MOST_ELEMENTS:
             raise UsageError(f"--input-shape {text!r} has more than {_MOST_ELEMENTS} elements")
-        return cls(match["name"] or "", dims, match["dtype"] or "")
+        return cls(name, dims, dtype)
 
     @property
     def free(self) -> dict[int, str]:
@@ -90,7 +93,7 @@ def probes(example: Mapping[str, np.ndarray], free_batch: bool) -> dict[str, Arr
     def scaled(factor: float) -> Arrays:
         with np.errstate(all="ignore"):
             return {
-                name: (array * array.dtype.type(factor)) if array.dtype.kind == "f" else array
+                name: np.asarray(array * array.dtype.type(factor)) if array.dtype.kind == "f" else array
                 for name, array in example.items()
             }
 

@@ -107,9 +107,9 @@ def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[
         program = pt2.load(archive.parse_archive(data))  # before torch is imported: refusing takes no time
         from gemedge.capture import live
 
-        given = list(source.example.values()) or _random(source.input_shapes, "float32")
+        given = dict(source.example) or live.random_example(program, source.input_shapes)
         _enter("tracing", source, len(data), seconds)
-        return live.captured(program, opset, None, given or None)
+        return live.captured(program, opset, None, given)
     if kind is Kind.TORCHSCRIPT:
         if not source.trust:
             raise ModelError(f"it is {kind.value}, which runs code of its own when it is loaded; {_UNSAFE}")
@@ -128,7 +128,7 @@ def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[
     example = live.example_of(module, arrays if named else tuple(arrays.values()))
     dynamic = dynamic_of(source.input_shapes, trace.input_names(module, example))
     _enter("tracing", source, len(data), seconds)
-    return live.captured(live.program(module, example, dynamic), opset, dynamic, list(arrays.values()))
+    return live.captured(live.program(module, example, dynamic), opset, dynamic, arrays)
 
 
 def _arrays(source: Source, kind: Any, dtype: str) -> Arrays:

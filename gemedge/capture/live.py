@@ -1,5 +1,6 @@
 """A live module or exported program: its example, its probes, and what it gives on them."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +9,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, TensorArgument
 
-from gemedge.capture import Captured, reference, trace
-from gemedge.capture.inputs import Arrays, random_input
+from gemedge.capture import Captured, reference, trace, varying
+from gemedge.capture.inputs import Arrays, InputShape, random_input
 from gemedge.capture.trace import Dimensions
 from gemedge.errors import DataError, UnsupportedError, UsageError
 
@@ -21,14 +21,14 @@ _NUMPY_NAMES = {torch.bfloat16: "float32"}
 def example_of(model: nn.Module, example: Any) -> dict[str, Tensor] | tuple[Tensor, ...]:
     """The example as tensors on the CPU: one, a sequence, or a dict by input name.
 
-    Float arrays take the type of the model's first float parameter: NumPy's default is not torch's.
+    Float arrays take the type of the model's first float parameter, or torch's default: NumPy's is another.
     """
-    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     def tensor(value: Any) -> Tensor:
         if isinstance(value, np.ndarray | np.generic | int | float):
             made = torch.from_numpy(np.asarray(value).copy())
-            return made.to(wanted) if wanted is not None and made.is_floating_point() else made
+            return made.to(wanted) if made.is_floating_point() else made
         if not isinstance(value, Tensor):
             raise UsageError(f"an example must be tensors or NumPy arrays, not {type(value).__name__}")
         return value.detach().cpu()
@@ -44,16 +44,20 @@ def program(
     model: nn.Module, example: Mapping[str, Tensor] | Sequence[Tensor], dynamic: Dimensions | None
 ) -> ExportedProgram:
     """trace() of the module on the CPU, with the very example given as its example inputs."""
-    moved = model if all(p.device.type == "cpu" for p in model.parameters()) else model.cpu()
+    moved = model if all(p.device.type == "cpu" for p in model.parameters()) else copy.deepcopy(model).cpu()
     return trace.trace(moved, example, dynamic)
 
 
 def captured(
-    program: ExportedProgram, opset: int, dynamic: Dimensions | None = None, example: Sequence[np.ndarray] | None = None
+    program: ExportedProgram,
+    opset: int,
+    dynamic: Dimensions | None = None,
+    example: Mapping[str, np.ndarray] | None = None,
 ) -> Captured:
     """The float ONNX model of a program, with its outputs on probes made from the example.
 
-    example: one array for each tensor input, in order; None takes the program's own, or makes one.
+    example: one array for each tensor input, by name, or in order where these are not its names; None takes
+    the program's own, or makes one.
     """
     model = trace.to_onnx(program, opset, dynamic)
     tensors = _checked_example(program, example) if example is not None else _own_example(program)
@@ -70,7 +74,7 @@ class _Runner:
     def __init__(self, program: ExportedProgram, outputs: int) -> None:
         self._module = program.module()
         self._outputs = outputs
-        placeholders = _user_inputs(program)
+        placeholders = list(trace.user_inputs(program).values())
         self._dtypes = [value.dtype if isinstance(value, Tensor) else None for value in placeholders]
         self._constants = placeholders
         self._spec = program.call_spec.in_spec
@@ -92,44 +96,48 @@ class _Runner:
         return [_array(tensor) for tensor in tensors]
 
 
-def _user_inputs(program: ExportedProgram) -> list[Any]:
-    """For each user input, its fake tensor (which knows type and shape) or its constant value."""
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    found = []
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            argument = spec.arg
-            found.append(
-                values[argument.name] if isinstance(argument, TensorArgument) else getattr(argument, "value", None)
-            )
-    return found
+def random_example(program: ExportedProgram, shapes: Sequence[InputShape]) -> Arrays | None:
+    """Random numbers for each tensor input, of the shape given by its name or place; None where none is given."""
+    if not shapes:
+        return None
+    inputs = trace.tensor_inputs(program)
+    given = {shape.name or (list(inputs)[i] if i < len(inputs) else f"#{i}"): shape for i, shape in enumerate(shapes)}
+    if unknown := sorted(given.keys() - inputs.keys()):
+        there = ", ".join(map(repr, inputs))
+        raise UsageError(f"--input-shape is given for input {unknown[0]!r}; the model takes {there}")
+    made = {}
+    for seed, (name, value) in enumerate(inputs.items()):
+        shape = given.get(name)
+        sizes = shape.sizes() if shape else _sizes(program, value)
+        made[name] = random_input(sizes, (shape and shape.dtype) or _dtype_name(value.dtype), seed)
+    return made
 
 
 def _own_example(program: ExportedProgram) -> list[Tensor]:
     if program.example_inputs is not None:
         return [leaf.detach().cpu() for leaf in pytree.tree_leaves(program.example_inputs) if isinstance(leaf, Tensor)]
-    values = [value for value in _user_inputs(program) if isinstance(value, Tensor)]
     return [
         torch.from_numpy(np.array(random_input(_sizes(program, value), _dtype_name(value.dtype), seed))).to(value.dtype)
-        for seed, value in enumerate(values)
+        for seed, value in enumerate(trace.tensor_inputs(program).values())
     ]
 
 
-def _checked_example(program: ExportedProgram, example: Sequence[np.ndarray]) -> list[Tensor]:
-    """The example in the program's types, or DataError where a shape or kind of number does not fit."""
-    inputs = [value for value in _user_inputs(program) if isinstance(value, Tensor)]
+def _checked_example(program: ExportedProgram, example: Mapping[str, np.ndarray]) -> list[Tensor]:
+    """The example in the program's types and order, or DataError where a shape or kind of number does not fit."""
+    inputs = trace.tensor_inputs(program)
     if len(inputs) != len(example):
         raise DataError(f"the example has {len(example)} arrays; the model takes {len(inputs)}")
+    arrays = [example[name] for name in inputs] if set(inputs) == set(example) else list(example.values())
     tensors = []
-    for index, (value, array) in enumerate(zip(inputs, example, strict=True)):
+    for (name, value), array in zip(inputs.items(), arrays, strict=True):
         fits = len(value.shape) == array.ndim and all(
-            not isinstance(size, int) or size == given for size, given in zip(value.shape, array.shape, strict=False)
+            varying.fixed(size) in (None, given) for size, given in zip(value.shape, array.shape, strict=True)
         )
         if not fits:
-            shape = ", ".join(str(size) if isinstance(size, int) else "?" for size in value.shape)
-            raise DataError(f"example {index} has shape {list(array.shape)}; the model takes [{shape}]")
+            shape = ", ".join("?" if (known := varying.fixed(size)) is None else str(known) for size in value.shape)
+            raise DataError(f"example {name!r} has shape {list(array.shape)}; the model takes [{shape}]")
         if (array.dtype.kind == "f") != value.is_floating_point():
-            raise DataError(f"example {index} has type {array.dtype}; the model takes {value.dtype}")
+            raise DataError(f"example {name!r} has type {array.dtype}; the model takes {value.dtype}")
         tensors.append(torch.from_numpy(np.array(array)).to(value.dtype))
     return tensors
 

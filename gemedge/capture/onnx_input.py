@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -40,9 +41,11 @@ def read(path: Path, data: memoryview, opset: int | None) -> ir.Model:
         raise ModelError(f"it is no sound ONNX model: {str(error).strip().splitlines()[0][:200]}") from error
     own = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), DEFAULT_OPSET)
     wanted = opset or (own if FIRST_OPSET <= own <= LAST_OPSET else DEFAULT_OPSET)
+    if any(node.domain == schema.DOMAIN for function in proto.functions for node in function.node):
+        proto = _without_functions(proto)
     if own != wanted:
         try:
-            proto = onnx.version_converter.convert_version(proto, wanted)
+            proto = onnx.version_converter.convert_version(_without_functions(proto), wanted)
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise UnsupportedError(f"opset {own} cannot be changed to {wanted}: {reason}") from error
@@ -50,6 +53,13 @@ def read(path: Path, data: memoryview, opset: int | None) -> ir.Model:
     for node in forms.activation_nodes(model):
         schema.activation_of(node)
     return model
+
+
+def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its local functions inlined, which onnx's converter would drop; those of our nodes go."""
+    for function in [function for function in proto.functions if function.domain == schema.DOMAIN]:
+        proto.functions.remove(function)
+    return onnx.inliner.inline_local_functions(proto)
 
 
 def captured(model: ir.Model, shapes: Sequence[InputShape], example: Arrays) -> Captured:

@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch.onnx import register_custom_op_symbolic, symbolic_helper  # type: ignore[attr-defined]
 
-from gemedge.capture import Captured, onnx_input, reference, schema, trace
+from gemedge.capture import Captured, naming, onnx_input, reference, schema, trace
 from gemedge.capture.inputs import Arrays
 from gemedge.errors import ModelError, UnsupportedError
 
@@ -35,7 +35,7 @@ def captured(path: Path, example: Arrays, dynamic: Mapping[str, Mapping[int, str
     def run(inputs: Arrays) -> list[np.ndarray]:
         with torch.no_grad():
             result = script(*(torch.from_numpy(np.array(array)) for array in inputs.values()))
-        return [leaf.numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        return [leaf.detach().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
     return reference.captured(model, example, run)
 
@@ -64,7 +64,7 @@ def _exported(script: Any, example: Arrays, dynamic: Mapping[str, Mapping[int, s
         value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
     for node in model.graph.all_nodes():
         node.name = (node.name or node.op_type).strip("/").rpartition("/")[0].replace("/", ".") or node.op_type
-    trace.forget_origin(model)
+    naming.forget_origin(model)
     return model
 
 

@@ -1,31 +1,31 @@
 """A live torch module or exported program, turned into the float ONNX model.
 
-A GEM activation is one node of domain ai.gemedge. Nodes are called after the modules they came from, and
-nothing of the machine (paths, stack traces) stays in the model, so that the same module gives the same bytes.
+A GEM activation is one node of domain ai.gemedge. A dimension is free only where the program was seen to run
+at another size.
 """
 
-import ast
 import contextlib
 import inspect
 import logging
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 
-import gemedge.nn  # registers the operators gemedge::gem and gemedge::segem
-from gemedge.capture import schema
+import gemedge.nn  # noqa: F401  registers the operators gemedge::gem and gemedge::segem
+from gemedge.capture import naming, schema, varying
 from gemedge.errors import UnsupportedError
 
-_FIRST_OPSET, _LAST_OPSET = 17, 23
+_SMALL = 1024  # bytes; what is smaller may lie there twice
 Dimensions = Mapping[str, Mapping[int, str]]
 
 
@@ -40,16 +40,18 @@ def trace(
     """
     arguments, keywords = _arguments(model, example)
     names = input_names(model, example)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         if dynamic is not None:
-            return _export(model, arguments, keywords, [set(dynamic.get(name, {})) for name in names])
+            free = varying.asked(dynamic, names, [*arguments, *keywords.values()])
+            program = _export(model, *varying.at_least_two(arguments, keywords, free), free)
+            varying.check(program, tensor_inputs(program), [dynamic.get(name, {}) for name in names])
+            return program
+        free = [{0} if x.dim() else set() for x in (*arguments, *keywords.values())]
         with contextlib.suppress(UnsupportedError):
-            return _export(model, *_at_least_two(arguments, keywords), [{0}] * len(names))
+            program = _export(model, *varying.at_least_two(arguments, keywords, free), free)
+            varying.check(program, tensor_inputs(program))
+            return program
         return _export(model, arguments, keywords, [set()] * len(names))
-    finally:
-        model.train(was_training)
 
 
 def to_onnx(program: ExportedProgram, opset: int, dynamic: Dimensions | None = None) -> ir.Model:
@@ -58,6 +60,9 @@ def to_onnx(program: ExportedProgram, opset: int, dynamic: Dimensions | None = N
     Raises UnsupportedError naming an operator that ONNX does not have.
     """
     schema.register()
+    for index, output in enumerate(program.graph_signature.output_specs):
+        if isinstance(output.arg, ConstantArgument) and output.arg.value is not None:
+            raise UnsupportedError(f"the model returns {output.arg.value!r:.40} at place {index}; ONNX returns tensors")
     try:
         with quiet():
             exported = torch.onnx.export(
@@ -68,11 +73,76 @@ def to_onnx(program: ExportedProgram, opset: int, dynamic: Dimensions | None = N
     if exported is None:
         raise UnsupportedError("torch.onnx gave no model")
     model: ir.Model = exported.model
-    _name_nodes(model.graph)
-    _name_outputs(model.graph, program)
-    _name_dimensions(model.graph, dynamic or {})
-    forget_origin(model)
+    if model.graph.opset_imports[""] != opset:
+        raise UnsupportedError(f"torch.onnx gave opset {model.graph.opset_imports['']} where {opset} was asked for")
+    naming.name_nodes(model.graph)
+    naming.name_inputs_and_outputs(model.graph, list(tensor_inputs(program)), _output_names(program))
+    shapes = [[varying.fixed(size) for size in value.shape] for value in tensor_inputs(program).values()]
+    naming.name_dimensions(model.graph, dynamic or {}, shapes)
+    naming.forget_origin(model)
+    _tie_transposed(model.graph, program.state_dict)
+    model.ir_version = onnx.helper.find_min_ir_version_for(
+        [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()], True
+    )
     return model
+
+
+def user_inputs(program: ExportedProgram) -> dict[str, Any]:
+    """For each user input by name, its fake tensor (which knows type and shape) or its constant value."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    return {
+        spec.arg.name: values[spec.arg.name]
+        if isinstance(spec.arg, TensorArgument)
+        else getattr(spec.arg, "value", None)
+        for spec in program.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT
+    }
+
+
+def tensor_inputs(program: ExportedProgram) -> dict[str, Tensor]:
+    return {name: value for name, value in user_inputs(program).items() if isinstance(value, Tensor)}
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    """The keys of the model's tensor outputs where it returns a dict, "" for the others; nothing where unknown."""
+    spec = program.call_spec.out_spec
+    results = [output.arg for output in program.graph_signature.output_specs]
+    with contextlib.suppress(Exception):  # a tree torch cannot rebuild keeps plain numbers
+        leaves = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))[0]
+        own = results[len(results) - len(leaves) :]
+        return [_key_text(path) for (path, _), one in zip(leaves, own, strict=True) if isinstance(one, TensorArgument)]
+    return []
+
+
+def _key_text(path: tuple) -> str:
+    """a.0 for result["a"][0], and nothing where the outermost container is a plain tuple."""
+    parts = [str(key.key if isinstance(key, pytree.MappingKey) else getattr(key, "idx", "")) for key in path]
+    return ".".join(parts) if path and isinstance(path[0], pytree.MappingKey) else ""
+
+
+def _tie_transposed(graph: ir.Graph, weights: Iterable[str]) -> None:
+    """Store a weight once where torch.onnx also folded its transposition: tied weights would lie there twice."""
+    own = {name: graph.initializers[name].const_value for name in weights if name in graph.initializers}
+    matrices = {name: tensor for name, tensor in own.items() if tensor is not None and len(tensor.shape) == 2}
+    for value in [value for name, value in graph.initializers.items() if name not in own]:
+        folded = value.const_value
+        if folded is None or folded.nbytes < _SMALL or len(folded.shape) != 2:
+            continue
+        same = (name for name, tensor in matrices.items() if _is_transposed(folded, tensor))
+        if (name := next(same, None)) is not None:
+            node = ir.Node("", "Transpose", [graph.initializers[name]], [ir.AttrInt64s("perm", [1, 0])])
+            node.name, node.outputs[0].name = f"{name}/Transpose", value.name
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            del graph.initializers[value.name or ""]
+            value.replace_all_uses_with(node.outputs[0])
+            graph.insert_before(graph[0], node)
+
+
+def _is_transposed(folded: ir.TensorProtocol, weight: ir.TensorProtocol) -> bool:
+    if folded.dtype != weight.dtype or tuple(folded.shape) != tuple(weight.shape)[::-1]:
+        return False
+    one, other = folded.numpy(), weight.numpy().T
+    return bool((one[0] == other[0]).all()) and bool((one == other).all())  # the first row decides nearly always
 
 
 def _export(model: nn.Module, arguments: tuple, keywords: dict[str, Any], varying: list[set[int]]) -> ExportedProgram:
@@ -120,13 +190,16 @@ def input_names(model: nn.Module, example: Sequence[Tensor] | Mapping[str, Tenso
     return [*names[: len(arguments)], *keywords]
 
 
-def _at_least_two(arguments: tuple, keywords: dict[str, Tensor]) -> tuple[tuple, dict[str, Tensor]]:
-    """torch.export fixes a dimension of size one; two samples keep it free."""
-
-    def doubled(x: Tensor) -> Tensor:
-        return torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x
-
-    return tuple(map(doubled, arguments)), {name: doubled(x) for name, x in keywords.items()}
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The module and each of its parts in eval mode, and afterwards each in the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextlib.contextmanager
@@ -181,87 +254,3 @@ def first_line(error: BaseException) -> str:
     code = ("def forward", "#", "return", "File ")
     shown = next((line for line in lines if line and not line.startswith(code) and "torch.ops." not in line), "")
     return f"{type(error).__name__}: {shown}"[:300]
-
-
-def _name_nodes(graph: ir.Graph) -> None:
-    """Call a node after its module; where a module has several, add the operator; then number."""
-    paths = {node: _module_path(node) for node in graph}
-    crowd = Counter(paths.values())
-    taken: Counter[str] = Counter()
-    for node, path in paths.items():
-        name = path if path and crowd[path] == 1 else f"{path}/{node.op_type}".lstrip("/")
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
-
-
-def _module_path(node: ir.Node) -> str:
-    try:
-        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-        return str(scopes[-2])
-    except (ValueError, SyntaxError, IndexError, TypeError):
-        return ""
-
-
-def _name_outputs(graph: ir.Graph, program: ExportedProgram) -> None:
-    """Outputs are called by their keys where the model returns a dict, else output, or output_0, output_1 ..."""
-    keys: list[str] = []
-    with contextlib.suppress(Exception):  # a tree torch cannot rebuild keeps plain numbers
-        spec = program.call_spec.out_spec
-        tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-        keys = [_key_text(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
-    taken = {value.name for value in graph.inputs} | set(graph.initializers)
-    for index, value in enumerate(graph.outputs):
-        plain = "output" if len(graph.outputs) == 1 else f"output_{index}"
-        name = keys[index] if index < len(keys) and len(keys) == len(graph.outputs) and keys[index] else plain
-        if value.name in taken:  # the model returns an input or a weight as it is
-            continue
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        value.name = name
-
-
-def _key_text(path: tuple) -> str:
-    """a.0 for result["a"][0], and nothing where the outermost container is a plain tuple."""
-    parts = [str(key.key if isinstance(key, pytree.MappingKey) else getattr(key, "idx", "")) for key in path]
-    return ".".join(parts) if path and isinstance(path[0], pytree.MappingKey) else ""
-
-
-def _name_dimensions(graph: ir.Graph, dynamic: Dimensions) -> None:
-    """Give the symbols of torch the names asked for; a first dimension is otherwise called batch."""
-    names: dict[str, str] = {}
-    for value in graph.inputs:
-        for axis, size in enumerate(value.shape or ()):
-            if isinstance(size, ir.SymbolicDim) and size.value not in names:
-                wanted = dynamic.get(value.name or "", {}).get(axis) or (
-                    "batch" if axis == 0 else f"{value.name}_dim{axis}"
-                )
-                while wanted in names.values():
-                    wanted = f"{value.name}_{wanted}"
-                names[str(size.value)] = wanted
-    pattern = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in names) or r"(?!)")
-    values = [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]
-    for value in values:
-        if value.shape is not None:
-            value.shape = ir.Shape([_renamed(size, pattern, names) for size in value.shape])
-
-
-def _renamed(size: int | ir.SymbolicDim, pattern: re.Pattern[str], names: Mapping[str, str]) -> int | str | None:
-    if isinstance(size, int) or size.value is None:
-        return size if isinstance(size, int) else None
-    return pattern.sub(lambda match: names[match[0]], str(size.value))
-
-
-def forget_origin(model: ir.Model) -> None:
-    """Drop what torch notes down for debugging: stack traces, paths of this machine, long type names."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        values += node.outputs
-    for value in values:
-        value.metadata_props.clear()
-        value.doc_string = None
-    model.producer_name, model.producer_version, model.doc_string = "gemedge", gemedge.__version__, None
