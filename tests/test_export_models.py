@@ -133,6 +133,12 @@ def test_node_names_are_unique_and_nothing_of_torchs_inside_shows(written):
     assert os.getcwd().encode() not in content
 
 
+def test_a_convolution_keeps_its_name_where_torch_merges_the_batch_norm_after_it():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), gnn.GEM(1), nn.Conv2d(2, 2, 3, bias=False)).eval()
+    graph = capture_module(model, torch.randn(1, 1, 8, 8)).model.graph
+    assert [node.name for node in graph] == ["0", "2", "3"]
+
+
 @cache
 def program_of(name: str) -> tuple[nn.Module, torch.export.ExportedProgram]:
     network = NETWORKS[name]

@@ -32,6 +32,10 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _module_path(node: ir.Node) -> str:
+    """The module whose weight the node reads, where torch merged another into it, else the one it came from."""
+    for value in node.inputs[1:2]:
+        if value is not None and value.is_initializer() and (value.name or "").endswith(".weight"):
+            return str(value.name).removesuffix(".weight")
     try:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         path = str(scopes[-2])
