@@ -63,5 +63,13 @@ class OutputError(GemedgeError):
     exit_status = 6
 
 
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line of up to 200 characters; its class where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
 class GemedgeWarning(UserWarning):
     """Something gemedge went on without; the text says what, why, and what happens instead."""

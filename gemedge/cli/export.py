@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemedge.cli import console
-from gemedge.errors import UsageError
+from gemedge.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from gemedge.capture import Captured
@@ -74,6 +74,8 @@ def command(
     from gemedge.data import load_arrays
     from gemedge.export import export_checked
 
+    if not model.name:
+        raise ModelError(f"{model}: it is a folder, not a file")
     target = output or model.with_suffix(".onnx")
     inputs = tuple(path for path in (model, example) if path is not None)
     targets = [target.with_name(f"{target.name}.data"), target] if external_data else [target]
