@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemedge.capture.inputs import Arrays, InputShape
+from gemedge.capture.inputs import Arrays, InputShape, by_input
 from gemedge.errors import GemedgeError
 
 if TYPE_CHECKING:
@@ -83,4 +83,4 @@ def dynamic_of(shapes: Sequence[InputShape], names: Sequence[str]) -> dict[str, 
     """The dimensions that shapes let vary, by input name; None where nothing was said."""
     if not shapes:
         return None
-    return {shape.name or names[index]: shape.free for index, shape in enumerate(shapes)}
+    return {name: shape.free for name, shape in by_input(shapes, names).items()}

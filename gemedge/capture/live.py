@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, TensorArgument
 
 from gemedge.capture import Captured, reference, trace
-from gemedge.capture.inputs import Arrays, random_input
+from gemedge.capture.inputs import Arrays, InputShape, by_input, random_input
 from gemedge.capture.trace import Dimensions
 from gemedge.errors import DataError, UnsupportedError, UsageError
 
@@ -115,6 +115,37 @@ def _own_example(program: ExportedProgram) -> list[Tensor]:
     ]
 
 
+def example_of_shapes(program: ExportedProgram, shapes: Sequence[InputShape]) -> list[np.ndarray]:
+    """Random arrays of the shapes given and of the program's own where none is; none at all without shapes.
+
+    UsageError where a shape contradicts the program's.
+    """
+    if not shapes:
+        return []
+    inputs = [value for value in _user_inputs(program) if isinstance(value, Tensor)]
+    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)][: len(inputs)]
+    given = by_input(shapes, names)
+    arrays = []
+    for seed, (name, value) in enumerate(zip(names, inputs, strict=True)):
+        sizes = given[name].sizes() if name in given else tuple(_sizes(program, value))
+        if not _fits(value, sizes):
+            raise UsageError(
+                f"--input-shape: {name!r} cannot be {list(sizes)}; the file holds it as {_shape_of(value)}"
+            )
+        arrays.append(random_input(sizes, _dtype_name(value.dtype), seed))
+    return arrays
+
+
+def _fits(value: Tensor, shape: Sequence[int]) -> bool:
+    return len(value.shape) == len(shape) and all(
+        not isinstance(size, int) or size == given for size, given in zip(value.shape, shape, strict=True)
+    )
+
+
+def _shape_of(value: Tensor) -> str:
+    return f"[{', '.join(str(size) if isinstance(size, int) else '?' for size in value.shape)}]"
+
+
 def _checked_example(program: ExportedProgram, example: Sequence[np.ndarray]) -> list[Tensor]:
     """The example in the program's types, or DataError where a shape or kind of number does not fit."""
     inputs = [value for value in _user_inputs(program) if isinstance(value, Tensor)]
@@ -122,12 +153,8 @@ def _checked_example(program: ExportedProgram, example: Sequence[np.ndarray]) ->
         raise DataError(f"the example has {len(example)} arrays; the model takes {len(inputs)}")
     tensors = []
     for index, (value, array) in enumerate(zip(inputs, example, strict=True)):
-        fits = len(value.shape) == array.ndim and all(
-            not isinstance(size, int) or size == given for size, given in zip(value.shape, array.shape, strict=False)
-        )
-        if not fits:
-            shape = ", ".join(str(size) if isinstance(size, int) else "?" for size in value.shape)
-            raise DataError(f"example {index} has shape {list(array.shape)}; the model takes [{shape}]")
+        if not _fits(value, array.shape):
+            raise DataError(f"example {index} has shape {list(array.shape)}; the model takes {_shape_of(value)}")
         if (array.dtype.kind == "f") != value.is_floating_point():
             raise DataError(f"example {index} has type {array.dtype}; the model takes {value.dtype}")
         tensors.append(torch.from_numpy(np.array(array)).to(value.dtype))

@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 import gemedge.nn  # registers the operators gemedge::gem and gemedge::segem
 from gemedge.capture import schema
-from gemedge.errors import UnsupportedError
+from gemedge.errors import DataError, UnsupportedError
 
 _FIRST_OPSET, _LAST_OPSET = 17, 23
 Dimensions = Mapping[str, Mapping[int, str]]
@@ -39,6 +39,10 @@ def trace(
     the model, or a dimension that was asked for cannot vary.
     """
     arguments, keywords = _arguments(model, example)
+    try:
+        inspect.signature(model.forward).bind(*arguments, **keywords)
+    except TypeError as error:
+        raise DataError(f"the example is {len(arguments) + len(keywords)} arrays: {error} of forward()") from error
     names = input_names(model, example)
     was_training = model.training
     model.eval()
