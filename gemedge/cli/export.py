@@ -71,11 +71,14 @@ def command(
     """
     from gemedge import files
     from gemedge.capture import InputShape, Source, capture
+    from gemedge.capture.archive import open_bytes
     from gemedge.data import load_arrays
     from gemedge.export import export_checked
 
-    if not model.name:
-        raise ModelError(f"{model}: it is a folder, not a file")
+    try:
+        open_bytes(model)  # before the output's place is judged, and in no time
+    except ModelError as error:
+        raise ModelError(f"{model}: {error}") from error
     target = output or model.with_suffix(".onnx")
     inputs = tuple(path for path in (model, example) if path is not None)
     targets = [target.with_name(f"{target.name}.data"), target] if external_data else [target]
