@@ -31,6 +31,7 @@ Blobs = Mapping[str, bytes | memoryview]
 Job = Callable[[dict[str, Any], Mapping[str, memoryview]], tuple[dict[str, Any], Blobs]]
 
 _JOBS = ("gemedge.capture.job:run", "gemedge.export.check:run")
+_CHILD = "gemedge.confined"
 _ALIGNMENT = 64
 _NO_ROOM = "there is no room for temporary files, which lie in $TMPDIR or /tmp"
 _PR_SET_PDEATHSIG = 1
@@ -66,7 +67,7 @@ def call(
             sys.executable,
             "-P",
             "-m",
-            "gemedge.confined",
+            _CHILD,
             job,
             *map(str, (given.fileno(), answer.fileno(), writer)),
         ]

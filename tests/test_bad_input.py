@@ -8,10 +8,8 @@ import ctypes
 import io
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 import types
 import zipfile
 from collections.abc import Callable
@@ -24,7 +22,6 @@ import bad_models as bad
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -65,21 +62,21 @@ class Result:
 def start(folder: Path, arguments: list, *, before: Callable = lambda: None, **environment: str | None):
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HOME": str(folder), "PATH": os.environ["PATH"]}
     variables |= environment
-    (folder.parent / "stdout").touch()
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
         before()
 
-    return subprocess.Popen(
-        [sys.executable, "-m", "gemedge", *arguments],
-        cwd=folder,
-        env={name: value for name, value in variables.items() if value is not None},
-        stdin=subprocess.DEVNULL,
-        stdout=(folder.parent / "stdout").open("wb"),
-        stderr=(folder.parent / "stderr").open("wb"),
-        preexec_fn=limited,
-    )
+    with (folder.parent / "stdout").open("wb") as stdout, (folder.parent / "stderr").open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gemedge", *arguments],
+            cwd=folder,
+            env={name: value for name, value in variables.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            preexec_fn=limited,
+        )
 
 
 def ended(process: subprocess.Popen, folder: Path) -> Result:
@@ -100,7 +97,9 @@ def content_of(folder: Path) -> dict[Path, Any]:
 # Makers
 
 
-def model_of(*nodes: Any, inputs=(("x", 1, ["rows", 3]),), outputs=(("y", 1, None),), opset=18, **rest: Any) -> Any:
+def model_of(
+    *nodes: Any, inputs=(("x", 1, ["rows", 3]),), outputs=(("y", 1, ["a", "b"]),), opset=18, **rest: Any
+) -> Any:
     functions = rest.pop("functions", [])
     graph = helper.make_graph(
         list(nodes), "g", [helper.make_tensor_value_info(*i) for i in inputs],
@@ -159,20 +158,20 @@ def lying_dims(model: Any) -> None:
 
 
 def nested_ifs(depth: int) -> bad.Maker:
+    """Graphs in attributes of nodes of graphs, written by hand: onnx itself refuses to make so many."""
+
     def make(marker: Path) -> bytes:
-        flag = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
-        node = helper.make_node("Identity", ["x"], ["y0"])
-        for level in range(1, depth):
-            value = helper.make_tensor_value_info(f"y{level - 1}", 1, None)
-            body = helper.make_graph([node], "b", [], [value])
-            node = helper.make_node("If", ["c"], [f"y{level}"], then_branch=body, else_branch=body)
-            if level > 15:
-                node.attribute[1].g.CopyFrom(helper.make_graph([], "e", [], [value]))
-        graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", 1, [3]), flag],
-                                  [helper.make_tensor_value_info(f"y{depth - 1}", 1, None)])  # fmt: skip
-        return helper.make_model(graph).SerializeToString()
+        graph = b""
+        for _ in range(depth):
+            for tag in (b"\x32", b"\x2a", b"\x0a"):  # AttributeProto.g, NodeProto.attribute, GraphProto.node
+                graph = tag + onnx_length(len(graph)) + graph
+        return b"\x08\x09\x3a" + onnx_length(len(graph)) + graph
 
     return make
+
+
+def onnx_length(value: int) -> bytes:
+    return (bytes([value & 127 | 128]) + onnx_length(value >> 7)) if value > 127 else bytes([value])
 
 
 def loop(times: int) -> bad.Maker:
@@ -393,10 +392,10 @@ TENSORS = {
     "a bool that is neither": "data/0",
 }
 UNSUPPORTED_TENSORS = {
-    "sparse": "torch._utils._rebuild_sparse_tensor",
-    "sparse CSR": "torch._utils._rebuild_sparse_tensor",
+    "sparse": "it holds a sparse tensor",
+    "sparse CSR": "it holds a sparse tensor",
     "quantised": "QInt8Storage",
-    "complex": "complex64",
+    "complex": "ComplexFloatStorage",
     "meta": "meta",
     "float8": "float8",
 }
@@ -466,12 +465,12 @@ ROWS: dict[str, Row] = {
     "tied weights": class_of("Tied", 0, ""),
     "0 layers": Row(0, "", lambda marker: bad.saved(nn.Sequential()), SHAPE),
     "control flow on data": class_of("Branching", 4, "torch.export cannot follow the model"),
-    "an operator that ONNX lacks": class_of("Unknown", 4, "node special_bessel_j0: ONNX has no operator for aten::special_"),
-    "complex outputs": class_of("Complex", 4, "complex"),
-    "no output": class_of("Nothing", 4, "output"),
-    "a number as output": class_of("Number", 4, "output"),
+    "an operator that ONNX lacks": class_of("Unknown", 4, "node bessel_j0: ONNX has no operator for prims.bessel_j0"),
+    "complex outputs": class_of("Complex", 4, "output 'output' is of type complex64"),
+    "no output": class_of("Nothing", 4, "the model returns no tensor"),
+    "a number as output": class_of("Number", 4, "the model returns no tensor"),
     "the input as output": class_of("Same", 0, ""),
-    "no input": class_of("NoInput", 5, "", "--input-shape", "1,3"),
+    "no input": class_of("NoInput", 2, "the model has no input number 1; it takes none", "--input-shape", "1,3"),
     **{f"n = {n} in a module": Row(3, f"layer '1': n={n} must be a whole number from 1 to 16", gem_module(n=n), SHAPE)
        for n in (0, -1, 10**6, 1.5)},
     "epsilon = nan in a module": Row(3, "layer '1': epsilon", gem_module(epsilon=float("nan")), SHAPE),
@@ -483,7 +482,7 @@ ROWS: dict[str, Row] = {
     "an activation with another body": Row(1, "the exported model differs from the original: output 'y'", onnx_of(
         helper.make_node("GEM", ["x"], ["y"], domain="ai.gemedge"),
         functions=[function_of("GEM", helper.make_node("Neg", ["X"], ["Y"]))])),
-    "a function that calls itself": Row(4, "", onnx_of(
+    "a function that calls itself": Row(3, "Cycle detected in model-local function references", onnx_of(
         helper.make_node("F", ["x"], ["y"], domain="ai.gemedge"),
         functions=[function_of("F", helper.make_node("F", ["X"], ["Y"], domain="ai.gemedge"))])),
     "an unknown operator": Row(3, "No Op registered for Frobnicate", onnx_of(helper.make_node("Frobnicate", ["x"], ["y"]))),
@@ -491,30 +490,30 @@ ROWS: dict[str, Row] = {
         helper.make_node("Frobnicate", ["x"], ["y"], domain="com.example"))),
     "a value that nobody makes": Row(3, "'z'", onnx_of(helper.make_node("Relu", ["z"], ["y"]))),
     "a cycle": Row(3, "'b'", onnx_of(helper.make_node("Add", ["x", "b"], ["y"]), helper.make_node("Relu", ["y"], ["b"]))),
-    "opset 99": Row(3, "99", onnx_of(RELU, opset=99)),
+    "opset 99": Row(4, "its opset is 99; 1 to", onnx_of(RELU, opset=99)),
     "no opset": Row(0, "", onnx_of(RELU, change=lambda model: model.ClearField("opset_import"))),
     "the long name of the opset": Row(0, "", onnx_of(
         RELU, change=lambda model: setattr(model.opset_import[0], "domain", "ai.onnx"))),
-    "an IR of the future": Row(3, "IR", onnx_of(RELU, change=lambda model: setattr(model, "ir_version", 999))),
-    "no graph outputs": Row(3, "", onnx_of(RELU, outputs=())),
-    "an input of 2^40": Row(3, "elements", onnx_of(RELU, inputs=(("x", 1, [1 << 40]),))),
-    "a constant of 2^40": Row(5, "", onnx_of(
+    "an IR of the future": Row(3, "ir_version 999", onnx_of(RELU, change=lambda model: setattr(model, "ir_version", 999))),
+    "no graph outputs": Row(3, "its graph has no output", onnx_of(RELU, outputs=())),
+    "an input of 2^40": Row(3, "input 'x' has 1099511627776 elements; 67108864 are allowed", onnx_of(RELU, inputs=(("x", 1, [1 << 40]),))),
+    "a constant of 2^40": Row(3, "Failed to allocate memory for requested buffer of size 13194139533312", onnx_of(
         helper.make_node("ConstantOfShape", ["shape"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"]),
         initializer=[weight("shape", np.array([1 << 40, 3]))])),
     "dims of 2^40 on 12 bytes": Row(3, "w", onnx_of(
         helper.make_node("Add", ["x", "w"], ["y"]), initializer=[weight("w", np.ones(3, "f"))], change=lying_dims)),
     "a name that is not UTF-8": Row(3, "", lambda marker: relu(marker).replace(b"Relu", b"Rel\xff")),
     "200 nested ifs": Row(3, "it is no sound ONNX model", nested_ifs(200)),
-    "a loop without end": Row(3, "it took more than", loop(1 << 60), seconds=70),
-    "a text as input": Row(4, "input 'x' is a tensor(string)", onnx_of(
-        helper.make_node("StringNormalizer", ["x"], ["y"]), inputs=(("x", 8, [3]),), outputs=(("y", 8, None),))),
+    "a loop without end": Row(3, "it took more than", loop(1 << 60), seconds=12),
+    "a text as input": Row(4, "output 'y' is a tensor(string); it must be one of tensor(float)", onnx_of(
+        helper.make_node("StringNormalizer", ["x"], ["y"]), inputs=(("x", 8, [3]),), outputs=(("y", 8, ["a"]),))),
     "a sequence as output": Row(4, "output 'y' is a seq(tensor(float))", onnx_of(
         helper.make_node("SequenceConstruct", ["x"], ["y"]), change=lambda model: model.graph.output[0].CopyFrom(
             helper.make_tensor_sequence_value_info("y", 1, None)))),
     "bfloat16 as output": Row(4, "output 'y' is a tensor(bfloat16)", onnx_of(
-        helper.make_node("Cast", ["x"], ["y"], to=16), outputs=(("y", 16, None),))),
-    "bool as output": Row(0, "", onnx_of(helper.make_node("IsNaN", ["x"], ["y"]), outputs=(("y", 9, None),))),
-    "no input in ONNX": Row(0, "", onnx_of(helper.make_node("Constant", [], ["y"], value_float=1.0), inputs=())),
+        helper.make_node("Cast", ["x"], ["y"], to=16), outputs=(("y", 16, ["a", "b"]),))),
+    "bool as output": Row(0, "", onnx_of(helper.make_node("IsNaN", ["x"], ["y"]), outputs=(("y", 9, ["a", "b"]),))),
+    "no input in ONNX": Row(0, "", onnx_of(helper.make_node("Constant", [], ["y"], value_float=1.0), inputs=(), outputs=(("y", 1, []),))),
     "4-bit weights": Row(0, "", onnx_of(
         helper.make_node("Cast", ["w"], ["c"], to=1), helper.make_node("Add", ["x", "c"], ["y"]), opset=21,
         initializer=[helper.make_tensor("w", TensorProto.INT4, [4096, 3], [1] * 12288)])),
@@ -525,7 +524,7 @@ ROWS: dict[str, Row] = {
         helper.make_node("Mul", ["x", "w"], ["y"]), initializer=[weight("w", np.array([1e-42, 0, 1e38], "f"))])),
     "a zero-size dimension": Row(0, "", onnx_of(RELU, inputs=(("x", 1, [0, 3]),))),
     "1,000 layers": Row(0, "", onnx_of(*[helper.make_node("Relu", [f"v{i}"], [f"v{i + 1}"]) for i in range(1000)],
-                                      inputs=(("v0", 1, [1, 3]),), outputs=(("v1000", 1, None),))),
+                                      inputs=(("v0", 1, [1, 3]),), outputs=(("v1000", 1, ["a", "b"]),))),
     "weights in an absolute path": Row(3, "'/etc/passwd', which is no file beside the model", outside("/etc/passwd")),
     "weights in the folder above": Row(3, "'../x', which is no file beside the model", outside("../x"),
                                        prepare=lambda folder: (folder.parent / "x").write_bytes(bytes(12))),
@@ -553,7 +552,7 @@ ROWS: dict[str, Row] = {
     "two shapes of one name": Row(2, "the input 'x' has two shapes", relu, ("--input-shape", "x:1,3") * 2),
     "two inputs with one shape": Row(0, "", onnx_of(helper.make_node("Add", ["x", "z"], ["y"]), inputs=(
         ("x", 1, ["a", 3]), ("z", 1, [3]))), SHAPE),
-    "two inputs of a module with one shape": Row(5, "missing a required argument", lambda marker: bad.saved(
+    "two inputs of a module with one shape": Row(2, "missing a required argument: 'input2'", lambda marker: bad.saved(
         nn.Bilinear(3, 3, 2)), SHAPE),
     "a shape against the .pt2's": Row(2, "'input' cannot be [2, 4]; the file holds it as [?, 3]",
                                       lambda marker: bad.good_pt2(), ("--input-shape", "?,4")),
@@ -563,7 +562,7 @@ ROWS: dict[str, Row] = {
     "an example with NaN": example(npy(np.array([[0, np.nan, 0]], "f")), 5, "element [0, 1] is nan"),
     "an example with infinity": example(npy(np.array([[0, 0, np.inf]], "f")), 5, "element [0, 2] is inf"),
     "an example of one sample": example(npy(np.ones((1, 3), "f")), 0, ""),
-    "an example of wrong shape": example(npy(np.ones((2, 4, 4), "f")), 5, "x"),
+    "an example of wrong shape": example(npy(np.ones((2, 4, 4), "f")), 5, "the model does not run on the example: Invalid rank for input: x"),
     "an example against --input-shape": example(npy(np.ones((2, 3), "f")), 5, "has shape (2, 3), which is not 2,4",
                                                 "--input-shape", "2,4"),
     "an example of objects": example(npy(np.array([{}]), allow_pickle=True), 5, "x.npy: its type is object"),
@@ -594,7 +593,7 @@ ROWS: dict[str, Row] = {
     "no example": Row(5, "x.npy: No such file or directory", relu, ("--example", "x.npy"), names_the_file=False),
     "a pipe as example": Row(5, "x.npy: it is not a regular file", relu, ("--example", "x.npy"), names_the_file=False,
                              prepare=lambda folder: os.mkfifo(folder / "x.npy")),
-    "two arrays for one input": Row(5, "", gem_module(), ("--example", "x.npz"), prepare=lambda folder: (
+    "two arrays for one input": Row(2, "the 2 inputs it is given: too many positional arguments", gem_module(), ("--example", "x.npz"), prepare=lambda folder: (
         folder / "x.npz").write_bytes(npz({"input.npy": npy(np.ones((1, 3), "f")), "z.npy": npy(np.ones(1))}))),
     # Files and process
     "the output exists": Row(6, "out.onnx exists; --force replaces it", relu, names_the_file=False,
@@ -624,12 +623,12 @@ ROWS: dict[str, Row] = {
     "closed stdout": Row(0, "", relu, before=partial(os.close, 1)),
     "closed stdin and stdout": Row(3, "it is empty", bad.CORRUPT["empty"], before=lambda: (os.close(0), os.close(1))),
     "no HOME": Row(0, "", relu, environment={"HOME": None}),
-    "locale C": Row(3, "m\\xe4.pt: it is empty", bad.CORRUPT["empty"], name="mä.pt",
+    "locale C": Row(3, "m\\udcc3\\udca4.pt: it is empty", bad.CORRUPT["empty"], name="mä.pt", names_the_file=False,
                     environment={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}),
     "Turkish": Row(0, "", relu, environment={"LC_ALL": "tr_TR.UTF-8"}),
     "no TMPDIR": Row(0, "", relu, environment={"TMPDIR": "/nowhere"}),
     # Injection
-    **{f"a weight named {name!r}": Row(0, f"weight {name!r} holds NaN".replace("\\", "\\\\") if "\\" not in repr(name) else "holds NaN", onnx_of(
+    **{f"a weight named {name}": Row(0, f"weight {name!r} holds NaN", onnx_of(
         helper.make_node("Add", ["x", name], ["y"]), initializer=[weight(name, np.full(3, np.nan, "f"))]), names_the_file=False)
        for name in ("<script>", "%s", "main", "../w", "x*/ int pwned; /*")},
     "a weight named as terminal codes": Row(0, "weight '\\x1b[2J\\n' holds NaN", onnx_of(

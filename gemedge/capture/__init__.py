@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemedge.capture.inputs import Arrays, InputShape, by_input
-from gemedge.errors import GemedgeError
+from gemedge.errors import about
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,10 +59,8 @@ def capture(source: Source, *, opset: int | None = None, on_phase: Callable[[str
     from gemedge.capture.job import captured, request
 
     asked, blobs = request(source, opset)
-    try:
+    with about(source.path):
         reply, parts = confined.call("gemedge.capture.job:run", asked, blobs, on_phase=on_phase)
-    except GemedgeError as error:
-        raise type(error)(f"{source.path}: {error}") from error
     return captured(reply, parts)
 
 

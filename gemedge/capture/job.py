@@ -15,14 +15,14 @@ import safetensors.numpy as tensors
 from gemedge.capture import DEFAULT_OPSET, Captured, InputShape, Source, dynamic_of, packing
 from gemedge.capture.inputs import Arrays, check_example
 from gemedge.confined import Blobs, Phase, enter
-from gemedge.errors import ModelError, UnsupportedError, UsageError, reason
+from gemedge.errors import DataError, ModelError, UnsupportedError, UsageError, reason
 
 if TYPE_CHECKING:
     from torch import nn
 
 _MB = 1 << 20
 _SECONDS_TO_IMPORT = 60  # torch, on a slow machine
-_SECONDS_TO_RUN = 60  # several probes, not optimised
+_ELEMENTS_A_SECOND = 1 << 14  # of an image in a large convolution, on several probes, not optimised
 _UNSAFE = "--trust loads it by running the code it holds"
 
 
@@ -73,13 +73,24 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
 
 def _capture(source: Source, opset: int | None) -> Captured:
     from gemedge.capture.archive import open_bytes
-    from gemedge.capture.kind import Kind, kind_of
+    from gemedge.capture.kind import kind_of
 
     data = open_bytes(source.path)
     kind = kind_of(data)
     _enter("reading", source, len(data), 8 + len(data) // (20 * _MB))
     if source.example:
         check_example(source.example, source.input_shapes)
+    try:
+        return _read(source, kind, data, opset)
+    except DataError as error:
+        if source.example:
+            raise
+        raise ModelError(f"{error}; the example was made up, --example gives a real one") from error
+
+
+def _read(source: Source, kind: Any, data: memoryview, opset: int | None) -> Captured:
+    from gemedge.capture.kind import Kind
+
     if kind is Kind.ONNX:
         return _onnx(source, data, opset)
     notes: list[str] = []
@@ -107,8 +118,12 @@ def _onnx(source: Source, data: memoryview, opset: int | None) -> Captured:
 
     model, original = onnx_input.read(source.path, data, opset, on_size=enter_reading)
     size = original.ByteSize()
-    _enter("running", source, size, _SECONDS_TO_RUN + size // _MB)
-    return onnx_input.captured(model, original, source.input_shapes, dict(source.example))
+
+    def enter_running(elements: int) -> None:
+        """Work grows with the weights and with the input; a loop without end grows with neither."""
+        _enter("running", source, size, 8 + size // _MB + elements // _ELEMENTS_A_SECOND)
+
+    return onnx_input.captured(model, original, source.input_shapes, dict(source.example), on_elements=enter_running)
 
 
 def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[str]) -> Captured:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from gemedge.capture import DEFAULT_OPSET, Captured, forms, reference, schema
 from gemedge.capture.inputs import MOST_ELEMENTS, Arrays, InputShape, by_input, random_input
-from gemedge.errors import DataError, ModelError, UnsupportedError, UsageError, reason
+from gemedge.errors import DataError, ModelError, UnsupportedError, reason
 
 FIRST_OPSET, LAST_OPSET = 17, 23
 _RUNTIME_TYPES = {
@@ -48,9 +48,13 @@ def read(
         onnx.checker.check_model(original)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
         raise ModelError(f"it is no sound ONNX model: {reason(error)}") from error
+    if not original.graph.output:
+        raise ModelError("it is no sound ONNX model: its graph has no output")
     proto = original
     own = next(entry.version for entry in proto.opset_import if entry.domain == "")
     wanted = opset or (own if FIRST_OPSET <= own <= LAST_OPSET else DEFAULT_OPSET)
+    if not 1 <= own <= onnx.defs.onnx_opset_version():
+        raise UnsupportedError(f"its opset is {own}; 1 to {onnx.defs.onnx_opset_version()} are known")
     if own != wanted:
         try:
             proto = onnx.version_converter.convert_version(proto, wanted)
@@ -65,8 +69,18 @@ def read(
     return model, original
 
 
-def captured(model: ir.Model, original: onnx.ModelProto, shapes: Sequence[InputShape], example: Arrays) -> Captured:
-    """The model with what the original gives, run by onnxruntime without optimisation, on probes."""
+def captured(
+    model: ir.Model,
+    original: onnx.ModelProto,
+    shapes: Sequence[InputShape],
+    example: Arrays,
+    *,
+    on_elements: Callable[[int], None],
+) -> Captured:
+    """The model with what the original gives, run by onnxruntime without optimisation, on probes.
+
+    on_elements is told the size of the example before anything runs.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -80,6 +94,7 @@ def captured(model: ir.Model, original: onnx.ModelProto, shapes: Sequence[InputS
     for entry in session.get_outputs():
         _dtype("output", entry)
     arrays = _example(inputs, shapes, example)
+    on_elements(sum(array.size for array in arrays.values()))
     return reference.captured(model, arrays, lambda feed: session.run(None, feed))
 
 
@@ -105,7 +120,7 @@ def _example(inputs: dict, shapes: Sequence[InputShape], example: Arrays) -> Arr
     for seed, (name, entry) in enumerate(inputs.items()):
         sizes = given[name].sizes() if name in given else [size if isinstance(size, int) else 2 for size in entry.shape]
         if math.prod(sizes) > MOST_ELEMENTS:
-            raise UsageError(f"input {name!r} has {math.prod(sizes)} elements; {MOST_ELEMENTS} are allowed")
+            raise ModelError(f"input {name!r} has {math.prod(sizes)} elements; {MOST_ELEMENTS} are allowed")
         arrays[name] = random_input(sizes, _dtype("input", entry), seed)
     return arrays
 

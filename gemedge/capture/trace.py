@@ -20,10 +20,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import TensorArgument
 
 import gemedge.nn  # registers the operators gemedge::gem and gemedge::segem
 from gemedge.capture import schema
-from gemedge.errors import DataError, UnsupportedError
+from gemedge.errors import UnsupportedError, UsageError
 
 _FIRST_OPSET, _LAST_OPSET = 17, 23
 Dimensions = Mapping[str, Mapping[int, str]]
@@ -42,7 +43,8 @@ def trace(
     try:
         inspect.signature(model.forward).bind(*arguments, **keywords)
     except TypeError as error:
-        raise DataError(f"the example is {len(arguments) + len(keywords)} arrays: {error} of forward()") from error
+        given = len(arguments) + len(keywords)
+        raise UsageError(f"the model's forward() does not take the {given} inputs it is given: {error}") from error
     names = input_names(model, example)
     was_training = model.training
     model.eval()
@@ -61,6 +63,8 @@ def to_onnx(program: ExportedProgram, opset: int, dynamic: Dimensions | None = N
 
     Raises UnsupportedError naming an operator that ONNX does not have.
     """
+    if not any(isinstance(spec.arg, TensorArgument) for spec in program.graph_signature.output_specs):
+        raise UnsupportedError("the model returns no tensor")
     schema.register()
     try:
         with quiet():
@@ -170,14 +174,15 @@ def _translations() -> dict[Callable, Callable]:
 def _why_no_onnx(error: BaseException) -> str:
     causes = []
     cause: BaseException | None = error
+    innermost = error
     while cause is not None:
         causes.append(str(cause))
-        cause = cause.__cause__
+        innermost, cause = cause, cause.__cause__
     text = "\n".join(causes)
     if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
         node = re.search(r"translating node %(\w+)", text)
         return f"node {node[1] if node else '?'}: ONNX has no operator for {missing[1]}"
-    return f"torch.onnx cannot translate the model: {first_line(error)}"
+    return f"torch.onnx cannot translate the model: {first_line(innermost)}"
 
 
 def first_line(error: BaseException) -> str:
