@@ -5,6 +5,7 @@ becomes one ModelError in the parent. On systems without the limits (macOS enfor
 keeps a crash away from the parent.
 """
 
+import ctypes
 import importlib
 import json
 import mmap
@@ -18,18 +19,22 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from gemedge import errors
-from gemedge.errors import GemedgeError, ModelError
+from gemedge.errors import GemedgeError, ModelError, OutputError, reason
 
 Blobs = Mapping[str, bytes | memoryview]
 Job = Callable[[dict[str, Any], Mapping[str, memoryview]], tuple[dict[str, Any], Blobs]]
 
 _JOBS = ("gemedge.capture.job:run", "gemedge.export.check:run")
+_CHILD = "gemedge.confined"
 _ALIGNMENT = 64
+_NO_ROOM = "there is no room for temporary files, which lie in $TMPDIR or /tmp"
+_PR_SET_PDEATHSIG = 1
 _WALL_FACTOR = 20  # a busy machine may give the child a twentieth of a processor
 
 
@@ -48,16 +53,21 @@ def call(
     """Run a job, `module:function` of _JOBS, in a child; its answer, or its GemedgeError raised here.
 
     on_phase is told the name of each phase as the child enters it. Raises ModelError where the child exceeds
-    a limit or dies, and RuntimeError with the child's traceback where it fails for a reason of ours.
+    a limit or dies, OutputError where there is no room for temporary files, and RuntimeError with the child's
+    traceback where it fails for a reason of ours.
     """
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as noise:
-        _pack(given, request, blobs or {})
+    with ExitStack() as stack:
+        try:
+            given, answer, noise = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            _pack(given, request, blobs or {})
+        except OSError as error:
+            raise OutputError(f"{_NO_ROOM}: {reason(error)}") from error
         reader, writer = os.pipe()
         command = [
             sys.executable,
             "-P",
             "-m",
-            "gemedge.confined",
+            _CHILD,
             job,
             *map(str, (given.fileno(), answer.fileno(), writer)),
         ]
@@ -81,8 +91,8 @@ def call(
         if status != 0:
             raise _death(status, phase, noise)
         reply, parts = _unpack(answer)
-    if (error := reply.get("error")) is not None:
-        raise _rebuilt(error)
+    if (failure := reply.get("error")) is not None:
+        raise _rebuilt(failure)
     return reply, parts
 
 
@@ -130,6 +140,8 @@ def _follow(reader: int, on_phase: Callable[[str], None]) -> Phase:
 
 
 def _death(status: int, phase: Phase, noise: IO[bytes]) -> Exception:
+    if status == os.EX_IOERR:
+        return OutputError(_NO_ROOM)
     if status == -signal.SIGXCPU:
         return ModelError(f"{phase.name} it took more than {phase.seconds} seconds of processor time")
     if status < 0:
@@ -180,6 +192,7 @@ def _child(job: str, given: int, answer: int, announce: int) -> None:
     if job not in _JOBS:
         raise SystemExit(f"{job} is no job")
     _announce = announce
+    _die_with_parent()
     module, function = job.split(":")
     with os.fdopen(given, "rb") as request_file, os.fdopen(answer, "wb") as answer_file:
         reply: dict[str, Any]
@@ -195,8 +208,17 @@ def _child(job: str, given: int, answer: int, announce: int) -> None:
             reply = {"error": {"kind": "", "message": traceback.format_exc()}}
         for kind in (resource.RLIMIT_CPU, resource.RLIMIT_DATA):
             resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
-        _pack(answer_file, reply, blobs)
+        try:
+            _pack(answer_file, reply, blobs)
+        except OSError:
+            os._exit(os.EX_IOERR)
     os._exit(0)  # libraries that crash while they clean up do not matter any more
+
+
+def _die_with_parent() -> None:
+    """Where the system can (Linux): a killed parent leaves nobody working for it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,12 @@ A message names the thing, its value, and what is allowed, in one line. `exit_st
 command line ends with; anything that is not a GemedgeError is a bug of ours and keeps its traceback.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_WHERE_IN_ONNXRUNTIME = re.compile(r"/onnxruntime_src/\S+:\d+ [^)]*\) |^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
 
 class GemedgeError(Exception):
     """The common parent, so that a caller can catch all of ours and nothing else."""
@@ -61,6 +67,24 @@ class OutputError(GemedgeError):
     """A result that could not be written."""
 
     exit_status = 6
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line of up to 200 characters; its class where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = _WHERE_IN_ONNXRUNTIME.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+@contextmanager
+def about(name: object) -> Iterator[None]:
+    """Put what an error is about before its text: the file, where inner code does not know it."""
+    try:
+        yield
+    except GemedgeError as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 class GemedgeWarning(UserWarning):

@@ -5,13 +5,16 @@ the old bytes or the new ones. What a killed run leaves behind is removed by the
 a writer holds a lock on its temporary file, so one that can be locked has no writer.
 """
 
+import errno
 import fcntl
 import os
+import signal
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from gemedge.errors import OutputError
+from gemedge.errors import OutputError, reason
 
 _PREFIX = ".gemedge-"
 _SUFFIX = ".tmp"
@@ -22,9 +25,16 @@ def refuse_existing(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -
     target = Path(os.path.realpath(path))
     if any(target == Path(os.path.realpath(source)) for source in inputs):
         raise OutputError(f"{path} is the input; name another output with -o")
-    if target.is_dir():
-        raise OutputError(f"{path} is a folder; name a file with -o")
-    if target.exists() and not force:
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as error:
+        raise _failed(path, error) from error
+    if mode is not None and not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
+        raise OutputError(f"{path} is {what}; name a file with -o")
+    if mode is not None and not force:
         raise OutputError(f"{path} exists; --force replaces it")
     if not target.parent.is_dir():
         raise OutputError(f"{path}: the folder {target.parent} does not exist")
@@ -40,8 +50,8 @@ def write(files: Mapping[Path, bytes | memoryview], *, force: bool) -> None:
     """
     with ExitStack() as stack:
         temporaries = {path: stack.enter_context(_temporary(path, data)) for path, data in files.items()}
-        for path, temporary in temporaries.items():
-            _rename(temporary, path, force)
+        with _uninterrupted():
+            _rename_all(temporaries, force)
 
 
 @contextmanager
@@ -51,13 +61,13 @@ def _temporary(path: Path, data: bytes | memoryview) -> Iterator[Path]:
         _remove_stale(folder)
         name, descriptor = _create_locked(folder)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise _failed(path, error) from error
     try:
         try:
             _write_all(descriptor, data)
             os.fsync(descriptor)
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+            raise _failed(path, error) from error
         yield name
     finally:
         with suppress(FileNotFoundError):
@@ -85,7 +95,7 @@ def _create_locked(folder: Path) -> tuple[Path, int]:
 def _remove_stale(folder: Path) -> None:
     for leftover in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         with suppress(OSError):
-            descriptor = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 leftover.unlink()
@@ -99,17 +109,66 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest[: 1 << 26]) :]
 
 
-def _rename(temporary: Path, path: Path, force: bool) -> None:
-    target = os.path.realpath(path)
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """SIGINT and SIGTERM wait: between two renames one file would be new and the other old."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _rename_all(temporaries: Mapping[Path, Path], force: bool) -> None:
+    """Rename each; where one cannot be and nothing was replaced, those before it disappear again."""
+    placed: list[str] = []
+    try:
+        for path, temporary in temporaries.items():
+            target = os.path.realpath(path)
+            _rename(temporary, path, target, force)
+            placed.append(target)
+    except OutputError:
+        if not force:
+            for target in placed:
+                os.unlink(target)
+        raise
+    for folder in {os.path.dirname(target) for target in placed}:
+        _flush_folder(folder)
+
+
+def _rename(temporary: Path, path: Path, target: str, force: bool) -> None:
     try:
         if force:
             os.replace(temporary, target)
         else:
-            os.link(temporary, target)  # unlike a rename, fails where another run was faster
-        folder = os.open(os.path.dirname(target), os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+            _link(temporary, target)
     except FileExistsError as error:
         raise OutputError(f"{path} exists; --force replaces it") from error
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise _failed(path, error) from error
+
+
+def _link(temporary: Path, target: str) -> None:
+    """Unlike a rename, fails where another run was faster; a file system without links gets a plain check."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+        os.replace(temporary, target)
+
+
+def _flush_folder(folder: str) -> None:
+    """Ask for the names to last as well; the files are there also where the folder cannot be opened for that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _failed(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {path}: {reason(error)}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemedge.capture.inputs import Arrays, InputShape
-from gemedge.errors import GemedgeError
+from gemedge.capture.inputs import Arrays, InputShape, by_input
+from gemedge.errors import about
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,10 +59,8 @@ def capture(source: Source, *, opset: int | None = None, on_phase: Callable[[str
     from gemedge.capture.job import captured, request
 
     asked, blobs = request(source, opset)
-    try:
+    with about(source.path):
         reply, parts = confined.call("gemedge.capture.job:run", asked, blobs, on_phase=on_phase)
-    except GemedgeError as error:
-        raise type(error)(f"{source.path}: {error}") from error
     return captured(reply, parts)
 
 
@@ -83,5 +81,4 @@ def dynamic_of(shapes: Sequence[InputShape], names: Sequence[str]) -> dict[str, 
     """The dimensions that shapes let vary, by input name; None where nothing was said."""
     if not shapes:
         return None
-    called = [*names, *(f"#{index}" for index in range(len(names), len(shapes)))]  # one too many is refused by name
-    return {shape.name or called[index]: shape.free for index, shape in enumerate(shapes)}
+    return {name: shape.free for name, shape in by_input(shapes, names).items()}

@@ -18,7 +18,7 @@ DTYPES = ("float16", "float32", "float64", "int32", "int64", "uint8", "int8", "b
 _SHAPE = re.compile(
     r"(?:(?P<name>(?!\d+:)[^:,]+):)?(?P<dims>(?:[1-9]\d*|\?|[A-Za-z_]\w*)(?:,(?:[1-9]\d*|\?|[A-Za-z_]\w*))*)(?::(?P<dtype>\w+))?"
 )
-_MOST_ELEMENTS = 1 << 28
+MOST_ELEMENTS = 1 << 26
 _FREE_SIZES = (2, 8)  # what a dimension that may vary is traced with: the first of an input, and any other
 
 
@@ -44,8 +44,8 @@ class InputShape:
         dims = tuple(int(dim) if dim.isdigit() else dim for dim in sizes.split(","))
         if dtype and dtype not in DTYPES:
             raise UsageError(f"--input-shape {text!r}: type {dtype!r} is not one of {', '.join(DTYPES)}")
-        if np.prod([float(dim) for dim in dims if isinstance(dim, int)]) > _MOST_ELEMENTS:
-            raise UsageError(f"--input-shape {text!r} has more than {_MOST_ELEMENTS} elements")
+        if np.prod([float(dim) for dim in dims if isinstance(dim, int)]) > MOST_ELEMENTS:
+            raise UsageError(f"--input-shape {text!r} has more than {MOST_ELEMENTS} elements")
         return cls(name, dims, dtype)
 
     @property
@@ -56,6 +56,22 @@ class InputShape:
 
     def sizes(self) -> tuple[int, ...]:
         return tuple(dim if isinstance(dim, int) else _FREE_SIZES[axis > 0] for axis, dim in enumerate(self.dims))
+
+
+def by_input(shapes: Sequence[InputShape], names: Sequence[str]) -> dict[str, InputShape]:
+    """Each shape under its input's name; UsageError where there is no such input or one has two shapes."""
+    found: dict[str, InputShape] = {}
+    for index, shape in enumerate(shapes):
+        place = names.index(shape.name) if shape.name in names else (len(names) if shape.name else index)
+        if place >= len(names):
+            what = f"input {shape.name!r}" if shape.name else f"input number {index + 1}"
+            raise UsageError(
+                f"--input-shape: the model has no {what}; it takes {', '.join(map(repr, names)) or 'none'}"
+            )
+        if names[place] in found:
+            raise UsageError(f"--input-shape: the input {names[place]!r} has two shapes")
+        found[names[place]] = shape
+    return found
 
 
 def random_input(shape: Sequence[int], dtype: str, seed: int) -> np.ndarray:

@@ -1,9 +1,11 @@
 """What the child process does with a model file: read, trace, run on probes, and hand back data."""
 
 import importlib
+import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,14 @@ import safetensors.numpy as tensors
 from gemedge.capture import DEFAULT_OPSET, Captured, InputShape, Source, dynamic_of, packing
 from gemedge.capture.inputs import Arrays, check_example
 from gemedge.confined import Blobs, Phase, enter
-from gemedge.errors import ModelError, UnsupportedError, UsageError
+from gemedge.errors import DataError, ModelError, UnsupportedError, UsageError, reason
 
 if TYPE_CHECKING:
     from torch import nn
 
 _MB = 1 << 20
+_SECONDS_TO_IMPORT = 60  # torch, on a slow machine
+_ELEMENTS_A_SECOND = 1 << 14  # of an image in a large convolution, on several probes, not optimised
 _UNSAFE = "--trust loads it by running the code it holds"
 
 
@@ -69,13 +73,24 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
 
 def _capture(source: Source, opset: int | None) -> Captured:
     from gemedge.capture.archive import open_bytes
-    from gemedge.capture.kind import Kind, kind_of
+    from gemedge.capture.kind import kind_of
 
     data = open_bytes(source.path)
     kind = kind_of(data)
     _enter("reading", source, len(data), 8 + len(data) // (20 * _MB))
     if source.example:
         check_example(source.example, source.input_shapes)
+    try:
+        return _read(source, kind, data, opset)
+    except DataError as error:
+        if source.example:
+            raise
+        raise ModelError(f"{error}; the example was made up, --example gives a real one") from error
+
+
+def _read(source: Source, kind: Any, data: memoryview, opset: int | None) -> Captured:
+    from gemedge.capture.kind import Kind
+
     if kind is Kind.ONNX:
         return _onnx(source, data, opset)
     notes: list[str] = []
@@ -90,12 +105,25 @@ def _enter(name: str, source: Source, size: int, seconds: int) -> None:
     enter(Phase(name, seconds, 1200 * _MB + 8 * size))
 
 
+def _enter_torch(source: Source, data: memoryview) -> None:
+    """Once our own checks are done: what was refused before took no time, and importing torch may take long."""
+    _enter("building", source, len(data), _SECONDS_TO_IMPORT + len(data) // (20 * _MB))
+
+
 def _onnx(source: Source, data: memoryview, opset: int | None) -> Captured:
     from gemedge.capture import onnx_input
 
-    model = onnx_input.read(source.path, data, opset)
-    _enter("running", source, len(data), 60 + len(data) // _MB)
-    return onnx_input.captured(model, source.input_shapes, dict(source.example))
+    def enter_reading(size: int) -> None:
+        _enter("reading", source, size, 8 + size // (20 * _MB))
+
+    model, original = onnx_input.read(source.path, data, opset, on_size=enter_reading)
+    size = original.ByteSize()
+
+    def enter_running(elements: int) -> None:
+        """Work grows with the weights and with the input; a loop without end grows with neither."""
+        _enter("running", source, size, 8 + size // _MB + elements // _ELEMENTS_A_SECOND)
+
+    return onnx_input.captured(model, original, source.input_shapes, dict(source.example), on_elements=enter_running)
 
 
 def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[str]) -> Captured:
@@ -104,7 +132,7 @@ def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[
 
     seconds = 300 + len(data) // _MB
     if kind is Kind.PT2:
-        program = pt2.load(archive.parse_archive(data))  # before torch is imported: refusing takes no time
+        program = pt2.load(archive.parse_archive(data), on_checked=lambda: _enter_torch(source, data))
         from gemedge.capture import live
 
         given = dict(source.example) or live.random_example(program, source.input_shapes)
@@ -118,7 +146,7 @@ def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[
         arrays = {name.replace("#", "input_"): array for name, array in arrays.items()}
         from gemedge.capture import script
 
-        return script.captured(source.path, arrays, dynamic_of(source.input_shapes, list(arrays)), opset)
+        return script.captured(data, arrays, dynamic_of(source.input_shapes, list(arrays)), opset)
     module = _module(source, kind, data, notes)
     from gemedge.capture import live, trace
 
@@ -156,11 +184,12 @@ def _module(source: Source, kind: Any, data: memoryview, notes: list[str]) -> "n
     if kind not in (Kind.TORCH_ZIP, Kind.LEGACY_PICKLE, Kind.LEGACY_TAR):
         raise ModelError(f"it is {kind.value}; gemedge reads torch.export archives, torch.save files and ONNX models")
     if source.trust and not source.arch:
-        return _trusted(source, kind, notes)
+        return _trusted(data, kind, notes)
     if kind is not Kind.TORCH_ZIP:
         raise UnsupportedError(f"it is {kind.value}; save it again with a torch of today, or {_UNSAFE}")
     records = archive.parse_archive(data).records
     tree = pickled.read(records)
+    _enter_torch(source, data)
     from gemedge.capture import rebuild
 
     if source.arch:
@@ -171,15 +200,15 @@ def _module(source: Source, kind: Any, data: memoryview, notes: list[str]) -> "n
     return rebuild.module(tree, records, {name: _named(name, "--allow", ".") for name in source.allow})
 
 
-def _trusted(source: Source, kind: Any, notes: list[str]) -> "nn.Module":
+def _trusted(data: memoryview, kind: Any, notes: list[str]) -> "nn.Module":
     import torch
 
     _let_user_modules_in()
     notes.append(f"--trust: loaded {kind.value} by running the code it holds")
     try:
-        loaded = torch.load(source.path, map_location="cpu", weights_only=False)
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
     except Exception as error:
-        raise ModelError(f"torch cannot load it: {type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+        raise ModelError(f"torch cannot load it: {type(error).__name__}: {reason(error)}") from error
     if not isinstance(loaded, torch.nn.Module):
         raise ModelError(f"it holds a {type(loaded).__name__}, not a module; weights need --arch")
     return loaded
@@ -187,11 +216,15 @@ def _trusted(source: Source, kind: Any, notes: list[str]) -> "nn.Module":
 
 def _with_state(arch: str, state: Mapping[str, Any]) -> "nn.Module":
     from torch import nn
+    from torch.nn.parameter import is_lazy
 
     made = _named(arch, "--arch", ":")
-    model = made() if not isinstance(made, nn.Module) else made
+    with _code_of_the_user(f"--arch {arch}: calling it"):
+        model = made() if not isinstance(made, nn.Module) else made
     if not isinstance(model, nn.Module):
         raise UsageError(f"--arch {arch} gives a {type(model).__name__}; it must give a torch.nn.Module")
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise UsageError(f"--arch {arch} gives a network with lazy layers; it must say every layer's size")
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
@@ -200,7 +233,8 @@ def _with_state(arch: str, state: Mapping[str, Any]) -> "nn.Module":
     if wrong:
         first = wrong[0]
         raise ModelError(f"weight {first!r} has shape {list(state[first].shape)}; {arch} has {list(own[first].shape)}")
-    model.load_state_dict(dict(state))
+    with _code_of_the_user(f"--arch {arch}: load_state_dict"):
+        model.load_state_dict(dict(state))
     return model
 
 
@@ -214,12 +248,20 @@ def _named(name: str, option: str, separator: str) -> Any:
     if not module or not attribute.isidentifier():
         raise UsageError(f"{option} {name!r} is not of the form package.module{separator}name")
     _let_user_modules_in()
+    with _code_of_the_user(f"{option} {name}: importing {module!r}"):
+        found = importlib.import_module(module)
+    if not hasattr(found, attribute):
+        raise UsageError(f"{option} {name}: module {module!r} has no {attribute!r}")
+    return getattr(found, attribute)
+
+
+@contextmanager
+def _code_of_the_user(what: str) -> Iterator[None]:
+    """Code that the user named and that fails is the user's to mend, not a bug of ours."""
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise UsageError(f"{option} {name}: {error}") from error
-    except AttributeError as error:
-        raise UsageError(f"{option} {name}: module {module!r} has no {attribute!r}") from error
+        yield
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{what} raises {type(error).__name__}: {reason(error)}") from error
 
 
 def _let_user_modules_in() -> None:

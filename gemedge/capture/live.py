@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from gemedge.capture import Captured, reference, trace, varying
-from gemedge.capture.inputs import Arrays, InputShape, random_input
+from gemedge.capture.inputs import Arrays, InputShape, by_input, random_input
 from gemedge.capture.trace import Dimensions
 from gemedge.errors import DataError, UnsupportedError, UsageError
 
@@ -101,14 +101,15 @@ def random_example(program: ExportedProgram, shapes: Sequence[InputShape]) -> Ar
     if not shapes:
         return None
     inputs = trace.tensor_inputs(program)
-    given = {shape.name or (list(inputs)[i] if i < len(inputs) else f"#{i}"): shape for i, shape in enumerate(shapes)}
-    if unknown := sorted(given.keys() - inputs.keys()):
-        there = ", ".join(map(repr, inputs))
-        raise UsageError(f"--input-shape is given for input {unknown[0]!r}; the model takes {there}")
+    given = by_input(shapes, list(inputs))
     made = {}
     for seed, (name, value) in enumerate(inputs.items()):
         shape = given.get(name)
-        sizes = shape.sizes() if shape else _sizes(program, value)
+        sizes = shape.sizes() if shape else tuple(_sizes(program, value))
+        if not _fits(value, sizes):
+            raise UsageError(
+                f"--input-shape: {name!r} cannot be {list(sizes)}; the file holds it as {_shape_of(value)}"
+            )
         made[name] = random_input(sizes, (shape and shape.dtype) or _dtype_name(value.dtype), seed)
     return made
 
@@ -122,6 +123,17 @@ def _own_example(program: ExportedProgram) -> list[Tensor]:
     ]
 
 
+def _fits(value: Tensor, shape: Sequence[int]) -> bool:
+    return len(value.shape) == len(shape) and all(
+        varying.fixed(size) in (None, given) for size, given in zip(value.shape, shape, strict=True)
+    )
+
+
+def _shape_of(value: Tensor) -> str:
+    sizes = [varying.fixed(size) for size in value.shape]
+    return f"[{', '.join('?' if size is None else str(size) for size in sizes)}]"
+
+
 def _checked_example(program: ExportedProgram, example: Mapping[str, np.ndarray]) -> list[Tensor]:
     """The example in the program's types and order, or DataError where a shape or kind of number does not fit."""
     inputs = trace.tensor_inputs(program)
@@ -130,12 +142,8 @@ def _checked_example(program: ExportedProgram, example: Mapping[str, np.ndarray]
     arrays = [example[name] for name in inputs] if set(inputs) == set(example) else list(example.values())
     tensors = []
     for (name, value), array in zip(inputs.items(), arrays, strict=True):
-        fits = len(value.shape) == array.ndim and all(
-            varying.fixed(size) in (None, given) for size, given in zip(value.shape, array.shape, strict=True)
-        )
-        if not fits:
-            shape = ", ".join("?" if (known := varying.fixed(size)) is None else str(known) for size in value.shape)
-            raise DataError(f"example {name!r} has shape {list(array.shape)}; the model takes [{shape}]")
+        if not _fits(value, array.shape):
+            raise DataError(f"example {name!r} has shape {list(array.shape)}; the model takes {_shape_of(value)}")
         if (array.dtype.kind == "f") != value.is_floating_point():
             raise DataError(f"example {name!r} has type {array.dtype}; the model takes {value.dtype}")
         tensors.append(torch.from_numpy(np.array(array)).to(value.dtype))

@@ -1,18 +1,20 @@
 """An .onnx file from any framework as the float ONNX model."""
 
+import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from gemedge.capture import DEFAULT_OPSET, Captured, forms, reference, schema
-from gemedge.capture.inputs import Arrays, InputShape, random_input
-from gemedge.errors import DataError, ModelError, UnsupportedError
+from gemedge.capture.inputs import MOST_ELEMENTS, Arrays, InputShape, by_input, random_input
+from gemedge.errors import DataError, ModelError, UnsupportedError, reason
 
 FIRST_OPSET, LAST_OPSET = 17, 23
 _RUNTIME_TYPES = {
@@ -21,38 +23,53 @@ _RUNTIME_TYPES = {
     "tensor(float16)": "float16",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
-    "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
     "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint16)": "uint16",
+    "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
 
 
-def read(path: Path, data: memoryview, opset: int | None) -> ir.Model:
-    """The checked model at the opset asked for; None keeps the file's own where it is 17 to 23, else takes 18.
+def read(
+    path: Path, data: memoryview, opset: int | None, *, on_size: Callable[[int], None] = lambda _: None
+) -> tuple[ir.Model, onnx.ModelProto]:
+    """The checked model at the opset asked for, and as the file has it.
 
-    Weights beside the file are read from its own folder only. Raises ModelError or UnsupportedError.
+    opset: None keeps the file's own where it is 17 to 23, else takes 18. Weights beside the file are read from
+    its own folder only; on_size is told the bytes of the model with them. Raises ModelError or UnsupportedError.
     """
     try:
-        proto = onnx.ModelProto.FromString(bytes(data))
-        _load_external(proto, path.parent)
+        original = onnx.ModelProto.FromString(bytes(data))
+        _load_external(original, path.parent, lambda outside: on_size(len(data) + outside))
+        _name_domain(original)
         schema.register()
-        onnx.checker.check_model(proto)
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"it is no sound ONNX model: {str(error).strip().splitlines()[0][:200]}") from error
-    own = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), DEFAULT_OPSET)
+        onnx.checker.check_model(original)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
+        raise ModelError(f"it is no sound ONNX model: {reason(error)}") from error
+    if not original.graph.output:
+        raise ModelError("it is no sound ONNX model: its graph has no output")
+    proto = original
+    own = next(entry.version for entry in proto.opset_import if entry.domain == "")
     wanted = opset or (own if FIRST_OPSET <= own <= LAST_OPSET else DEFAULT_OPSET)
+    if not 1 <= own <= onnx.defs.onnx_opset_version():
+        raise UnsupportedError(f"its opset is {own}; 1 to {onnx.defs.onnx_opset_version()} are known")
     if any(node.domain == schema.DOMAIN for function in proto.functions for node in function.node):
         proto = _without_functions(proto)
     if own != wanted:
         try:
             proto = onnx.version_converter.convert_version(_without_functions(proto), wanted)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UnsupportedError(f"opset {own} cannot be changed to {wanted}: {reason}") from error
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+            raise UnsupportedError(f"opset {own} cannot be changed to {wanted}: {reason(error)}") from error
+    try:
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    except Exception as error:
+        raise ModelError(f"it is no sound ONNX model: {reason(error)}") from error
     for node in forms.activation_nodes(model):
         schema.activation_of(node)
-    return model
+    return model, original
 
 
 def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -62,21 +79,41 @@ def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(proto)
 
 
-def captured(model: ir.Model, shapes: Sequence[InputShape], example: Arrays) -> Captured:
-    """The model with what it gives itself, run by onnxruntime without optimisation, on probes."""
+def captured(
+    model: ir.Model,
+    original: onnx.ModelProto,
+    shapes: Sequence[InputShape],
+    example: Arrays,
+    *,
+    on_elements: Callable[[int], None],
+) -> Captured:
+    """The model with what the original gives, run by onnxruntime without optimisation, on probes.
+
+    on_elements is told the size of the example before anything runs.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    runnable = ir.to_proto(forms.to_form(model.clone(), "function")).SerializeToString()
     try:
-        session = onnxruntime.InferenceSession(runnable, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(_runnable(model, original), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UnsupportedError(f"onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from error
+        raise UnsupportedError(f"onnxruntime cannot load it: {reason(error)}") from error
     inputs = {entry.name: entry for entry in session.get_inputs()}
+    for entry in session.get_outputs():
+        _dtype("output", entry)
     arrays = _example(inputs, shapes, example)
+    on_elements(sum(array.size for array in arrays.values()))
     return reference.captured(model, arrays, lambda feed: session.run(None, feed))
+
+
+def _runnable(model: ir.Model, original: onnx.ModelProto) -> bytes:
+    """The original with the function bodies it brings; where it has nodes of ours without one, ours."""
+    brought = {function.name for function in original.functions if function.domain == schema.DOMAIN}
+    if {node.op_type for node in forms.activation_nodes(model)} <= brought:
+        return bytes(original.SerializeToString())
+    return bytes(ir.to_proto(forms.to_form(model.clone(), "function")).SerializeToString())
 
 
 def _example(inputs: dict, shapes: Sequence[InputShape], example: Arrays) -> Arrays:
@@ -87,26 +124,51 @@ def _example(inputs: dict, shapes: Sequence[InputShape], example: Arrays) -> Arr
             raise DataError(
                 f"the example has {', '.join(map(repr, example))}; the model takes {', '.join(map(repr, inputs))}"
             )
-        return {name: array.astype(_dtype(inputs[name]), copy=False) for name, array in named.items()}
-    given = {shape.name or list(inputs)[index]: shape for index, shape in enumerate(shapes[: len(inputs)])}
+        return {name: array.astype(_dtype("input", inputs[name]), copy=False) for name, array in named.items()}
+    given = by_input(shapes, list(inputs))
     arrays = {}
     for seed, (name, entry) in enumerate(inputs.items()):
         sizes = given[name].sizes() if name in given else [size if isinstance(size, int) else 2 for size in entry.shape]
-        arrays[name] = random_input(sizes, _dtype(entry), seed)
+        if math.prod(sizes) > MOST_ELEMENTS:
+            raise ModelError(f"input {name!r} has {math.prod(sizes)} elements; {MOST_ELEMENTS} are allowed")
+        arrays[name] = random_input(sizes, _dtype("input", entry), seed)
     return arrays
 
 
-def _dtype(entry: "onnxruntime.NodeArg") -> str:  # type: ignore[name-defined]  # noqa: F821
+def _dtype(what: str, entry: Any) -> str:
     if entry.type not in _RUNTIME_TYPES:
-        raise UnsupportedError(f"input {entry.name!r} is a {entry.type}; it must be one of {', '.join(_RUNTIME_TYPES)}")
+        allowed = ", ".join(_RUNTIME_TYPES)
+        raise UnsupportedError(f"{what} {entry.name!r} is a {entry.type}; it must be one of {allowed}")
     return _RUNTIME_TYPES[entry.type]
 
 
-def _load_external(proto: onnx.ModelProto, folder: Path) -> None:
+def _name_domain(proto: onnx.ModelProto) -> None:
+    """Call the standard domain by its short name, and require it where the file forgot to."""
+    for entry in proto.opset_import:
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+    if all(entry.domain for entry in proto.opset_import):
+        proto.opset_import.add(domain="", version=DEFAULT_OPSET)
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in a model: initializers, attributes, subgraphs, functions."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else [value]:
+                if isinstance(part, onnx.TensorProto):
+                    yield part
+                else:
+                    yield from _tensors(part)
+
+
+def _load_external(proto: onnx.ModelProto, folder: Path, on_size: Callable[[int], None]) -> None:
     """Read external weights into the model: bare file names in the model's own folder, within the file's bounds."""
-    for tensor in proto.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
+    outside = [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    names = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
+    files = [folder / name for name in names if Path(name).name == name]
+    on_size(sum(file.stat().st_size for file in files if file.is_file()))
+    for tensor in outside:
         place = {entry.key: entry.value for entry in tensor.external_data}
         location = place.get("location", "")
         file = folder / location

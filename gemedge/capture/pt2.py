@@ -9,7 +9,7 @@ import importlib
 import io
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gemedge.capture import archive, pickled
@@ -75,12 +75,14 @@ def sample_inputs(records: Records) -> tuple[Tree, Records] | None:
     return None
 
 
-def load(model: Archive) -> "torch.export.ExportedProgram":
+def load(model: Archive, *, on_checked: Callable[[], None] = lambda: None) -> "torch.export.ExportedProgram":
     """The exported program in an archive, with its example inputs where they are plain tensors.
 
-    Raises ModelError or UnsupportedError as `strip` does, and ModelError with torch's reason where torch refuses.
+    on_checked is called between our checks and torch. Raises ModelError or UnsupportedError as `strip` does, and
+    ModelError with torch's reason where torch refuses.
     """
     checked = check(model.records)
+    on_checked()
     import torch
 
     if b'"torch.ops.gemedge.' in bytes(checked[_MODEL]):

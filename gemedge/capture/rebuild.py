@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from gemedge.capture.tree import ITEM_SIZES, Device, Name, ObjectRecord, Size, TensorRecord, Tree, classes
-from gemedge.errors import ModelError, UsageError
+from gemedge.errors import ActivationError, ModelError, UsageError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _OWN_CLASSES = ("GEM", "EGEM", "SEGEM")
@@ -196,6 +196,8 @@ class _Modules:
                 made.__dict__[name] = self._plain(value, _at(path, name))
         if isinstance(made, nn.RNNBase):
             _restore_flat_weights(made, path)
+        if str(type(made).__module__) == "gemedge.nn":
+            _check_activation(made, path)
 
     def _plain(self, value: Tree, where: str) -> Any:
         match value:
@@ -263,6 +265,14 @@ def _restore_flat_weights(made: nn.RNNBase, path: str) -> None:
         made._init_flat_weights()
     except (AttributeError, TypeError, RuntimeError) as error:
         raise ModelError(f"{_at(path, '_flat_weights_names')} does not fit its parameters: {error}") from error
+
+
+def _check_activation(made: nn.Module, path: str) -> None:
+    """__init__, which would have refused it, has not run."""
+    try:
+        _ = made.activation
+    except (ActivationError, AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"layer {path!r}: {error}") from error
 
 
 def _at(path: str, name: Any) -> str:

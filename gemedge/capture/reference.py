@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from gemedge.capture import Captured
 from gemedge.capture.inputs import Arrays, probes
-from gemedge.errors import DataError
+from gemedge.errors import DataError, UnsupportedError, reason
 
 Run = Callable[[Arrays], Sequence[np.ndarray]]
 
@@ -24,13 +24,19 @@ def captured(model: ir.Model, example: Arrays, run: Run, notes: Sequence[str] = 
         try:
             results = run(inputs)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             if name == "example":
-                raise DataError(f"the model does not run on the example: {reason}") from error
-            remarks.append(f"not compared on {name}: the model itself fails there ({reason})")
+                raise DataError(f"the model does not run on the example: {reason(error)}") from error
+            remarks.append(f"not compared on {name}: the model itself fails there ({reason(error)})")
         else:
             expected[name] = dict(zip(names, map(np.asarray, results), strict=True))
+            _check_types(expected[name])
     return Captured(model, {name: made[name] for name in expected}, expected, tuple(remarks))
+
+
+def _check_types(outputs: Arrays) -> None:
+    for name, array in outputs.items():
+        if array.dtype.kind not in "biuf":
+            raise UnsupportedError(f"output {name!r} is of type {array.dtype}; it must be bool, integer or float")
 
 
 def _batch_is_free(model: ir.Model) -> bool:

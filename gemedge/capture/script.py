@@ -19,15 +19,17 @@ from gemedge.errors import ModelError, UnsupportedError
 _EXPORTER_OPSETS = range(17, 21)
 
 
-def captured(path: Path, example: Arrays, dynamic: Mapping[str, Mapping[int, str]] | None, opset: int) -> Captured:
-    """The script at path as a float ONNX model, with what it gives on probes.
+def captured(
+    data: memoryview, example: Arrays, dynamic: Mapping[str, Mapping[int, str]] | None, opset: int
+) -> Captured:
+    """The script in a file as a float ONNX model, with what it gives on probes.
 
     Raises ModelError where torch cannot load it, UnsupportedError where it cannot be written as ONNX.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            script = torch.jit.load(str(path), map_location="cpu").eval()
+            script = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
     except Exception as error:
         raise ModelError(f"torch cannot load it: {trace.first_line(error)}") from error
     model = _exported(script, example, dynamic, opset)
@@ -59,7 +61,7 @@ def _exported(script: Any, example: Arrays, dynamic: Mapping[str, Mapping[int, s
             )
     except Exception as error:
         raise UnsupportedError(f"torch.onnx cannot translate the script: {trace.first_line(error)}") from error
-    model = onnx_input.read(Path(), memoryview(buffer.getvalue()), opset)
+    model, _ = onnx_input.read(Path(), memoryview(buffer.getvalue()), opset)
     for index, value in enumerate(model.graph.outputs):
         value.name = "output" if len(model.graph.outputs) == 1 else f"output_{index}"
     for node in model.graph.all_nodes():

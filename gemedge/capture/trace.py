@@ -23,7 +23,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 
 import gemedge.nn  # noqa: F401  registers the operators gemedge::gem and gemedge::segem
 from gemedge.capture import naming, schema, varying
-from gemedge.errors import UnsupportedError
+from gemedge.errors import UnsupportedError, UsageError
 
 _SMALL = 1024  # bytes; what is smaller may lie there twice
 Dimensions = Mapping[str, Mapping[int, str]]
@@ -39,6 +39,11 @@ def trace(
     the model, or a dimension that was asked for cannot vary.
     """
     arguments, keywords = _arguments(model, example)
+    try:
+        inspect.signature(model.forward).bind(*arguments, **keywords)
+    except TypeError as error:
+        given = len(arguments) + len(keywords)
+        raise UsageError(f"the model's forward() does not take the {given} inputs it is given: {error}") from error
     names = input_names(model, example)
     with evaluating(model):
         if dynamic is not None:
@@ -59,6 +64,8 @@ def to_onnx(program: ExportedProgram, opset: int, dynamic: Dimensions | None = N
 
     Raises UnsupportedError naming an operator that ONNX does not have.
     """
+    if not any(isinstance(spec.arg, TensorArgument) for spec in program.graph_signature.output_specs):
+        raise UnsupportedError("the model returns no tensor")
     schema.register()
     for index, output in enumerate(program.graph_signature.output_specs):
         if isinstance(output.arg, ConstantArgument) and output.arg.value is not None:
@@ -239,14 +246,15 @@ def _translations() -> dict[Callable, Callable]:
 def _why_no_onnx(error: BaseException) -> str:
     causes = []
     cause: BaseException | None = error
+    innermost = error
     while cause is not None:
         causes.append(str(cause))
-        cause = cause.__cause__
+        innermost, cause = cause, cause.__cause__
     text = "\n".join(causes)
     if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
         node = re.search(r"translating node %(\w+)", text)
         return f"node {node[1] if node else '?'}: ONNX has no operator for {missing[1]}"
-    return f"torch.onnx cannot translate the model: {first_line(error)}"
+    return f"torch.onnx cannot translate the model: {first_line(innermost)}"
 
 
 def first_line(error: BaseException) -> str:

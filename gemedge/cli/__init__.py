@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 import click
 
 from gemedge import __version__
-from gemedge.errors import GemedgeError
+from gemedge.errors import GemedgeError, OutputError
 
 INTERRUPTED = 130
 OUR_BUG = 70
@@ -55,14 +56,16 @@ def gemedge() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status."""
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(_status(arguments))
+    status = _status(arguments)
+    _flush_output()
+    sys.exit(status)
 
 
 def _status(arguments: list[str] | None) -> int:
     try:
         gemedge.main(arguments, prog_name="gemedge", standalone_mode=False)
-        sys.stdout.flush()
     except GemedgeError as error:
         return _fail(str(error), error.exit_status)
     except click.exceptions.Exit as error:
@@ -70,10 +73,9 @@ def _status(arguments: list[str] | None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was written", INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain again when it flushes at exit
-        return 6
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # nobody reads on: no reason to complain
+        return OutputError.exit_status
     except Exception:
         traceback.print_exc()
         return OUR_BUG
@@ -83,8 +85,28 @@ def _status(arguments: list[str] | None) -> int:
 def _fail(message: str, status: int) -> int:
     from gemedge.cli.console import one_line
 
-    print(f"gemedge: {one_line(message)}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads it, or its disk is full; the status still says it
+        print(f"gemedge: {one_line(message)}", file=sys.stderr, flush=True)
     return status
+
+
+def _open_closed_streams() -> None:
+    """Give the null device to standard streams that are closed: a file of ours must not become one of them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _flush_output() -> None:
+    """What could not be printed is let go: Python would complain about it once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> Any:  # noqa: ARG001

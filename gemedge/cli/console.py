@@ -3,10 +3,12 @@
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
+
+from gemedge.errors import OutputError, reason
 
 
 def one_line(text: str) -> str:
@@ -19,7 +21,8 @@ def one_line(text: str) -> str:
 def note(message: str, *, quiet: bool) -> None:
     """A line about progress or a warning, on standard error."""
     if not quiet:
-        click.echo(f"gemedge: {one_line(message)}", err=True)
+        with suppress(OSError):  # nobody reads it, or its disk is full
+            click.echo(f"gemedge: {one_line(message)}", err=True)
 
 
 @contextmanager
@@ -35,14 +38,22 @@ def phases(title: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
+    _print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_fields(rows: Sequence[tuple[str, str]]) -> None:
     """Names and values, one pair a line."""
     width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {one_line(value)}")
+    _print("\n".join(f"{name:<{width}}  {one_line(value)}" for name, value in rows))
+
+
+def _print(text: str) -> None:
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {reason(error)}") from error
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemedge.cli import console
-from gemedge.errors import UsageError
+from gemedge.errors import UsageError, about
 
 if TYPE_CHECKING:
     from gemedge.capture import Captured
@@ -18,9 +18,14 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
 @click.command("export", short_help="Write a model as ONNX, checked against the original.")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path, readable=False))
 @click.option("--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file to write.  [default: MODEL with .onnx]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, readable=False),
+    help="The file to write.  [default: MODEL with .onnx]",
+)
 @click.option(
     "--gem",
     type=click.Choice(["function", "primitive", "custom"]),
@@ -36,7 +41,9 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
     metavar="[NAME:]SHAPE[:TYPE]",
     help="Such as 1,3,32,32 or x:?,3,32,32 or tokens:batch,128:int64. '?' or a name may vary. Repeatable.",
 )
-@click.option("--example", type=click.Path(path_type=Path), help="Inputs to trace and compare with: .npy or .npz.")
+@click.option(
+    "--example", type=click.Path(path_type=Path, readable=False), help="Inputs to trace and compare with: .npy or .npz."
+)
 @click.option("--arch", default="", metavar="PACKAGE.MODULE:CALLABLE", help="What builds the network for a state dict.")
 @click.option(
     "--allow", multiple=True, metavar="MODULE.CLASS", help="A class of yours that the file may hold. Repeatable."
@@ -71,9 +78,12 @@ def command(
     """
     from gemedge import files
     from gemedge.capture import InputShape, Source, capture
+    from gemedge.capture.archive import open_bytes
     from gemedge.data import load_arrays
     from gemedge.export import export_checked
 
+    with about(model):
+        open_bytes(model)  # before the output's place is judged, and in no time
     target = output or model.with_suffix(".onnx")
     inputs = tuple(path for path in (model, example) if path is not None)
     targets = [target.with_name(f"{target.name}.data"), target] if external_data else [target]
@@ -94,17 +104,18 @@ def command(
         captured = capture(source, opset=opset, on_phase=on_phase)
         for remark in captured.notes:
             console.note(remark, quiet=quiet)
-        exported = export_checked(
-            captured,
-            "onnx",
-            gem=gem,
-            external_data=external_data,
-            name=target.name,
-            check=not no_check,
-            confined=True,
-            trust=trust,
-            on_phase=on_phase,
-        )
+        with about(model):
+            exported = export_checked(
+                captured,
+                "onnx",
+                gem=gem,
+                external_data=external_data,
+                name=target.name,
+                check=not no_check,
+                confined=True,
+                trust=trust,
+                on_phase=on_phase,
+            )
         contents = {target.with_name(name): content for name, content in exported.files.items()}
         files.write(contents, force=force)
     if as_json:

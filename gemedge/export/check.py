@@ -11,7 +11,7 @@ import safetensors.numpy as tensors
 from gemedge.capture import Captured, forms, schema
 from gemedge.capture.inputs import Arrays
 from gemedge.confined import Blobs, Phase, enter
-from gemedge.errors import UnsupportedError
+from gemedge.errors import UnsupportedError, reason
 
 _TOLERANCE = {"f2": 2.0**-6, "f4": 2.0**-13, "f8": 2.0**-40}
 _MB = 1 << 20
@@ -131,15 +131,14 @@ def _session(files: Mapping[str, bytes | memoryview]) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    name = next(name for name in files if not name.endswith(".data"))
+    name = list(files)[-1]  # the weights come first
     graph = _runnable(bytes(files[name]))
     kept = _weights(graph, memoryview(files[f"{name}.data"])) if f"{name}.data" in files else {}
     options.add_external_initializers(list(kept), list(kept.values()))
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UnsupportedError(f"onnxruntime cannot load the exported model: {reason}") from error
+        raise UnsupportedError(f"onnxruntime cannot load the exported model: {reason(error)}") from error
     return session, kept
 
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from gemedge.capture import forms, packing, schema
 from gemedge.capture.forms import Form
-from gemedge.errors import UnsupportedError
+from gemedge.errors import UnsupportedError, reason
 
 
 def to_onnx(model: ir.Model, name: str, *, gem: Form, external_data: bool = False) -> dict[str, bytes]:
@@ -37,8 +37,7 @@ def _checked(graph: bytes) -> bytes:
     try:
         onnx.checker.check_model(_without_outside_weights(graph), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UnsupportedError(f"the ONNX model does not pass onnx's own check: {reason}") from error
+        raise UnsupportedError(f"the ONNX model does not pass onnx's own check: {reason(error)}") from error
     return graph
 
 
