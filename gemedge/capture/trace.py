@@ -24,7 +24,7 @@ from torch.export.graph_signature import TensorArgument
 
 import gemedge.nn  # registers the operators gemedge::gem and gemedge::segem
 from gemedge.capture import schema
-from gemedge.errors import UnsupportedError, UsageError
+from gemedge.errors import UnsupportedError, UsageError, innermost
 
 _FIRST_OPSET, _LAST_OPSET = 17, 23
 Dimensions = Mapping[str, Mapping[int, str]]
@@ -174,15 +174,14 @@ def _translations() -> dict[Callable, Callable]:
 def _why_no_onnx(error: BaseException) -> str:
     causes = []
     cause: BaseException | None = error
-    innermost = error
     while cause is not None:
         causes.append(str(cause))
-        innermost, cause = cause, cause.__cause__
+        cause = cause.__cause__
     text = "\n".join(causes)
     if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
         node = re.search(r"translating node %(\w+)", text)
         return f"node {node[1] if node else '?'}: ONNX has no operator for {missing[1]}"
-    return f"torch.onnx cannot translate the model: {first_line(innermost)}"
+    return f"torch.onnx cannot translate the model: {first_line(innermost(error))}"
 
 
 def first_line(error: BaseException) -> str:
