@@ -661,7 +661,9 @@ ROWS: dict[str, Row] = {
     "a name that is no UTF-8": Row(3, "m\\udcff.pt: it is empty", bad.CORRUPT["empty"], name=os.fsdecode(b"m\xff.pt")),
     "a name with terminal codes": Row(3, "m\\x1b[2J.pt: it is empty", bad.CORRUPT["empty"], name="m\x1b[2J.pt"),
     "a name with a dash": Row(3, "-m.pt: it is empty", bad.CORRUPT["empty"], name="-m.pt"),
-    "weights for an output that is no UTF-8": Row(0, "", relu, ("--external-data",), output=os.fsdecode(b"o\xff.onnx")),
+    "an output that is no UTF-8": Row(0, "", relu, output=os.fsdecode(b"o\xff.onnx")),
+    "weights apart for an output that is no UTF-8": Row(
+        2, "'o\\udcff.onnx' is not UTF-8", relu, ("--external-data",), output=os.fsdecode(b"o\xff.onnx")),
     "an output named .data": Row(0, "", relu, ("--external-data",), output="out.data"),
     "closed stdout": Row(0, "", relu, before=partial(os.close, 1)),
     "closed stdin and stdout": Row(3, "it is empty", bad.CORRUPT["empty"], before=lambda: (os.close(0), os.close(1))),
@@ -708,7 +710,7 @@ def test_bad_input_is_one_line_and_a_status(name, tmp_path):
     assert result.memory < BYTES
     if row.status == 0:
         assert {path: after[path] for path in before} == before
-        onnx.checker.check_model(onnx.load(folder / row.output, load_external_data=False))
+        onnx.checker.check_model(onnx.load(folder / row.output))
         assert all(line.startswith("gemedge: ") for line in result.stderr.splitlines())
     else:
         assert after == before

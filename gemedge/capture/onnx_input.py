@@ -169,6 +169,8 @@ def _load_external(proto: onnx.ModelProto, folder: Path, on_size: Callable[[int]
         file = folder / location
         if not location or Path(location).name != location or file.is_symlink() or not file.is_file():
             raise ValueError(f"weight {tensor.name!r} lies in {location!r}, which is no file beside the model")
+        if not all(place.get(key, "0").isdecimal() for key in ("offset", "length")):
+            raise ValueError(f"weight {tensor.name!r} lies at an offset or of a length that is no number")
         start, size = int(place.get("offset", 0)), file.stat().st_size
         length = int(place.get("length", size - start))
         if not 0 <= start <= start + length <= size:
