@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from gemedge import errors
 from gemedge.errors import GemedgeError, ModelError, OutputError, reason
+from gemedge.files import uninterrupted
 
 Blobs = Mapping[str, bytes | memoryview]
 Job = Callable[[dict[str, Any], Mapping[str, memoryview]], tuple[dict[str, Any], Blobs]]
@@ -71,21 +72,23 @@ def call(
             job,
             *map(str, (given.fileno(), answer.fileno(), writer)),
         ]
-        child = subprocess.Popen(  # noqa: S603
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=noise,
-            stderr=noise,
-            pass_fds=(given.fileno(), answer.fileno(), writer),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "0"},
-        )
-        os.close(writer)
+        child = None
         try:
+            with uninterrupted():  # or it could be started and not known
+                child = subprocess.Popen(  # noqa: S603
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=noise,
+                    stderr=noise,
+                    pass_fds=(given.fileno(), answer.fileno(), writer),
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": "0"},
+                )
+            os.close(writer)
             phase = _follow(reader, on_phase)
             status = child.wait()
         finally:
             os.close(reader)
-            if child.poll() is None:
+            if child is not None and child.poll() is None:
                 child.kill()
                 child.wait()
         if status != 0:
@@ -193,6 +196,7 @@ def _child(job: str, given: int, answer: int, announce: int) -> None:
         raise SystemExit(f"{job} is no job")
     _announce = announce
     _die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the parent's, while it started us
     module, function = job.split(":")
     with os.fdopen(given, "rb") as request_file, os.fdopen(answer, "wb") as answer_file:
         reply: dict[str, Any]

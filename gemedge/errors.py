@@ -78,6 +78,13 @@ def reason(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The error that an error came from, and that one from, and so on."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 @contextmanager
 def about(name: object) -> Iterator[None]:
     """Put what an error is about before its text: the file, where inner code does not know it."""

@@ -50,7 +50,7 @@ def write(files: Mapping[Path, bytes | memoryview], *, force: bool) -> None:
     """
     with ExitStack() as stack:
         temporaries = {path: stack.enter_context(_temporary(path, data)) for path, data in files.items()}
-        with _uninterrupted():
+        with uninterrupted():  # or one file would be new and the other old
             _rename_all(temporaries, force)
 
 
@@ -110,8 +110,8 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """SIGINT and SIGTERM wait: between two renames one file would be new and the other old."""
+def uninterrupted() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -4,7 +4,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import onnx.inliner
@@ -14,9 +14,10 @@ from google.protobuf.message import DecodeError, Message
 
 from gemedge.capture import DEFAULT_OPSET, Captured, forms, reference, schema
 from gemedge.capture.inputs import MOST_ELEMENTS, Arrays, InputShape, by_input, random_input
-from gemedge.errors import DataError, ModelError, UnsupportedError, reason
+from gemedge.errors import DataError, ModelError, UnsupportedError, innermost, reason
 
 FIRST_OPSET, LAST_OPSET = 17, 23
+_Part = TypeVar("_Part", bound=Message)
 _RUNTIME_TYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -51,6 +52,8 @@ def read(
         raise ModelError(f"it is no sound ONNX model: {reason(error)}") from error
     if not original.graph.output:
         raise ModelError("it is no sound ONNX model: its graph has no output")
+    if next(_parts(original, onnx.SparseTensorProto), None) is not None:
+        raise UnsupportedError("it holds a sparse tensor; gemedge reads dense ones")
     proto = original
     own = next(entry.version for entry in proto.opset_import if entry.domain == "")
     wanted = opset or (own if FIRST_OPSET <= own <= LAST_OPSET else DEFAULT_OPSET)
@@ -66,7 +69,7 @@ def read(
     try:
         model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     except Exception as error:
-        raise ModelError(f"it is no sound ONNX model: {reason(error)}") from error
+        raise ModelError(f"it is no sound ONNX model: {reason(innermost(error))}") from error
     for node in forms.activation_nodes(model):
         schema.activation_of(node)
     return model, original
@@ -144,27 +147,29 @@ def _dtype(what: str, entry: Any) -> str:
 
 def _name_domain(proto: onnx.ModelProto) -> None:
     """Call the standard domain by its short name, and require it where the file forgot to."""
-    for entry in proto.opset_import:
-        if entry.domain == "ai.onnx":
-            entry.domain = ""
+    for opset in _parts(proto, onnx.OperatorSetIdProto):
+        opset.domain = "" if opset.domain == "ai.onnx" else opset.domain
+    for node in _parts(proto, onnx.NodeProto):
+        node.domain = "" if node.domain == "ai.onnx" else node.domain
     if all(entry.domain for entry in proto.opset_import):
         proto.opset_import.add(domain="", version=DEFAULT_OPSET)
 
 
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor anywhere in a model: initializers, attributes, subgraphs, functions."""
+def _parts(message: Message, kind: type[_Part]) -> Iterator[_Part]:
+    """Every message of a kind anywhere in a model: in its graph, attributes, subgraphs, functions."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in value if isinstance(value, Sequence) else [value]:
-                if isinstance(part, onnx.TensorProto):
+                if isinstance(part, kind):
                     yield part
-                else:
-                    yield from _tensors(part)
+                yield from _parts(part, kind)
 
 
 def _load_external(proto: onnx.ModelProto, folder: Path, on_size: Callable[[int], None]) -> None:
     """Read external weights into the model: bare file names in the model's own folder, within the file's bounds."""
-    outside = [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    outside = [
+        tensor for tensor in _parts(proto, onnx.TensorProto) if tensor.data_location == onnx.TensorProto.EXTERNAL
+    ]
     names = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
     files = [folder / name for name in names if Path(name).name == name]
     on_size(sum(file.stat().st_size for file in files if file.is_file()))
@@ -174,6 +179,8 @@ def _load_external(proto: onnx.ModelProto, folder: Path, on_size: Callable[[int]
         file = folder / location
         if not location or Path(location).name != location or file.is_symlink() or not file.is_file():
             raise ValueError(f"weight {tensor.name!r} lies in {location!r}, which is no file beside the model")
+        if not all(place.get(key, "0").isdecimal() for key in ("offset", "length")):
+            raise ValueError(f"weight {tensor.name!r} lies at an offset or of a length that is no number")
         start, size = int(place.get("offset", 0)), file.stat().st_size
         length = int(place.get("length", size - start))
         if not 0 <= start <= start + length <= size:

@@ -68,8 +68,11 @@ def weight_bytes(model: ir.Model) -> int:
 
 def _large(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     for value in model.graph.initializers.values():
-        if value.const_value is not None and value.const_value.nbytes >= _SMALL:
-            yield value, value.const_value
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
+            continue  # texts and packed numbers have no plain bytes to view
+        if tensor.nbytes >= _SMALL:
+            yield value, tensor
 
 
 def _view(value: ir.Value, raw: memoryview) -> ir.Tensor:
@@ -77,7 +80,5 @@ def _view(value: ir.Value, raw: memoryview) -> ir.Tensor:
     if tensor is None:
         raise ValueError(f"initializer {value.name!r} has no data")
     dtype = tensor.dtype
-    if dtype.bitwidth < 8:
-        raise ValueError(f"initializer {value.name!r} is of type {dtype}")
     array = np.frombuffer(raw, dtype.numpy()).reshape(tensor.shape.numpy())
     return ir.Tensor(array, dtype=dtype, shape=ir.Shape(array.shape), name=value.name)

@@ -23,7 +23,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 
 import gemedge.nn  # noqa: F401  registers the operators gemedge::gem and gemedge::segem
 from gemedge.capture import naming, schema, varying
-from gemedge.errors import UnsupportedError, UsageError
+from gemedge.errors import UnsupportedError, UsageError, innermost
 
 _SMALL = 1024  # bytes; what is smaller may lie there twice
 Dimensions = Mapping[str, Mapping[int, str]]
@@ -246,15 +246,14 @@ def _translations() -> dict[Callable, Callable]:
 def _why_no_onnx(error: BaseException) -> str:
     causes = []
     cause: BaseException | None = error
-    innermost = error
     while cause is not None:
         causes.append(str(cause))
-        innermost, cause = cause, cause.__cause__
+        cause = cause.__cause__
     text = "\n".join(causes)
     if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text):
         node = re.search(r"translating node %(\w+)", text)
         return f"node {node[1] if node else '?'}: ONNX has no operator for {missing[1]}"
-    return f"torch.onnx cannot translate the model: {first_line(innermost)}"
+    return f"torch.onnx cannot translate the model: {first_line(innermost(error))}"
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from gemedge import __version__
-from gemedge.errors import GemedgeError, OutputError
+from gemedge.errors import GemedgeError
 
 INTERRUPTED = 130
 OUR_BUG = 70
@@ -57,9 +57,10 @@ def gemedge() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     _open_closed_streams()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     status = _status(arguments)
-    _flush_output()
+    _flush_streams()
     sys.exit(status)
 
 
@@ -72,10 +73,8 @@ def _status(arguments: list[str] | None) -> int:
         return error.exit_code
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (_Interrupted, KeyboardInterrupt, click.Abort):
         return _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # nobody reads on: no reason to complain
-        return OutputError.exit_status
     except Exception:
         traceback.print_exc()
         return OUR_BUG
@@ -101,13 +100,18 @@ def _open_closed_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def _flush_output() -> None:
-    """What could not be printed is let go: Python would complain about it once more at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _flush_streams() -> None:
+    """What could not be printed is let go: Python would complain at exit and change the status."""
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+class _Interrupted(BaseException):
+    """SIGINT or SIGTERM; click would print an empty line at a KeyboardInterrupt."""
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> Any:  # noqa: ARG001
-    raise KeyboardInterrupt
+    raise _Interrupted

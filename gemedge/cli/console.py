@@ -50,8 +50,6 @@ def print_fields(rows: Sequence[tuple[str, str]]) -> None:
 def _print(text: str) -> None:
     try:
         click.echo(text)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         raise OutputError(f"cannot write to standard output: {reason(error)}") from error
 

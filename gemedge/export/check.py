@@ -153,7 +153,9 @@ def _weights(graph: bytes, data: memoryview) -> dict[str, Any]:
         if place:
             start, length = int(place["offset"]), int(place["length"])
             array = np.frombuffer(data[start : start + length], ir.DataType(tensor.data_type).numpy())
-            views[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array.reshape(tuple(tensor.dims)))
+            views[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                array.reshape(tuple(tensor.dims)), tensor.data_type
+            )
     return views
 
 

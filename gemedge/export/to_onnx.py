@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from gemedge.capture import forms, packing, schema
 from gemedge.capture.forms import Form
-from gemedge.errors import UnsupportedError, reason
+from gemedge.errors import UnsupportedError, UsageError, reason
 
 
 def to_onnx(model: ir.Model, name: str, *, gem: Form, external_data: bool = False) -> dict[str, bytes]:
@@ -26,6 +26,8 @@ def to_onnx(model: ir.Model, name: str, *, gem: Form, external_data: bool = Fals
     written.metadata_props["gemedge.form"] = gem
     forms.to_form(written, gem)
     if external_data or packing.weight_bytes(written) > packing.SINGLE_FILE_LIMIT:
+        if not name.isascii() and name != name.encode(errors="replace").decode():
+            raise UsageError(f"{name!r} is not UTF-8, in which an ONNX file names the file of its weights")
         graph, pieces = packing.pack(written, f"{name}.data")
         return {f"{name}.data": b"".join(pieces), name: _checked(graph)}
     return {name: _checked(packing.single_file(written))}
