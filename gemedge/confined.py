@@ -196,7 +196,6 @@ def _child(job: str, given: int, answer: int, announce: int) -> None:
         raise SystemExit(f"{job} is no job")
     _announce = announce
     _die_with_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the parent's, while it started us
     module, function = job.split(":")
     with os.fdopen(given, "rb") as request_file, os.fdopen(answer, "wb") as answer_file:
         reply: dict[str, Any]
