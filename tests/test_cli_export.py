@@ -170,11 +170,11 @@ def test_named_inputs_with_types_and_a_named_example_in_any_order(capsys):
     np.testing.assert_allclose(got, GEM().activation(tokens.sum(1) * scale), atol=1e-6)
     gnn.save(TwoNamed(), "saved.pt", {"tokens": torch.from_numpy(tokens), "scale": torch.ones(2)})
     assert gemedge("saved.pt", "--example", "x.npz", "--quiet") == 0
-    assert gemedge("saved.pt", "--input-shape", "tokens:2,7", "--force", "--quiet") == 5  # the file fixes the length
-    assert "example 'tokens' has shape [2, 7]; the model takes [?, 5]" in capsys.readouterr().err
+    assert gemedge("saved.pt", "--input-shape", "tokens:2,7", "--force", "--quiet") == 2  # the file fixes the length
+    assert "--input-shape: 'tokens' cannot be [2, 7]; the file holds it as [?, 5]" in capsys.readouterr().err
     assert gemedge("saved.pt", "--input-shape", "scale:3", "--input-shape", "tokens:3,5", "--force", "--quiet") == 0
     assert gemedge("saved.pt", "--input-shape", "other:3", "--force", "--quiet") == 2
-    assert "--input-shape is given for input 'other'; the model takes 'tokens', 'scale'" in capsys.readouterr().err
+    assert "--input-shape: the model has no input 'other'; it takes 'tokens', 'scale'" in capsys.readouterr().err
 
 
 def test_json_says_what_was_written_and_quiet_says_nothing(capsys):
@@ -198,7 +198,7 @@ def test_json_says_what_was_written_and_quiet_says_nothing(capsys):
 def test_a_shape_too_many_is_a_usage_error(capsys):
     torch.save(MODEL, "model.pt")
     assert gemedge("model.pt", "--input-shape", "?,12", "--input-shape", "?,12") == 2
-    assert "no input is called '#1', so none of its dimensions can vary; there is 'input'" in capsys.readouterr().err
+    assert "--input-shape: the model has no input number 2; it takes 'input'" in capsys.readouterr().err
 
 
 def test_an_existing_file_needs_force_and_no_check_says_so(capsys):
