@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import safetensors.numpy as tensors
 
-from gemedge.capture import Captured, forms, schema
+from gemedge.capture import Captured, forms, packing, schema
 from gemedge.capture.inputs import Arrays
 from gemedge.confined import Blobs, Phase, enter
 from gemedge.errors import UnsupportedError
@@ -133,7 +133,7 @@ def _session(files: Mapping[str, bytes | memoryview]) -> Any:
     options.log_severity_level = 4
     name = next(name for name in files if not name.endswith(".data"))
     graph = _runnable(bytes(files[name]))
-    kept = _weights(graph, memoryview(files[f"{name}.data"])) if f"{name}.data" in files else {}
+    kept = packing.runtime_values(graph, memoryview(files[f"{name}.data"])) if f"{name}.data" in files else {}
     options.add_external_initializers(list(kept), list(kept.values()))
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -141,21 +141,6 @@ def _session(files: Mapping[str, bytes | memoryview]) -> Any:
         reason = str(error).splitlines()[0][:200]
         raise UnsupportedError(f"onnxruntime cannot load the exported model: {reason}") from error
     return session, kept
-
-
-def _weights(graph: bytes, data: memoryview) -> dict[str, Any]:
-    """onnxruntime's views of the weights that lie outside the graph; nothing is copied."""
-    import onnx_ir as ir
-    import onnxruntime
-
-    views = {}
-    for tensor in onnx.ModelProto.FromString(graph).graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        if place:
-            start, length = int(place["offset"]), int(place["length"])
-            array = np.frombuffer(data[start : start + length], ir.DataType(tensor.data_type).numpy())
-            views[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array.reshape(tuple(tensor.dims)))
-    return views
 
 
 def _runnable(content: bytes) -> bytes:

@@ -82,9 +82,7 @@ def open_data(where: str | Path, inputs: tuple[Input, ...], *, batch: int = 64, 
             raise UsageError(f"{name}={value} must be at least 1")
     size, exact = _batch_size(inputs, batch)
     path, text = Path(where), os.fspath(where)
-    with reading(path):
-        is_path = path.exists()
-    if not is_path and _CALLABLE.fullmatch(text):
+    if is_code(path):
         made = _called(text)
         return Data(None, (), lambda: checked(made(), inputs, text), size, exact, limit)
     files, notes = _files(path)
@@ -100,6 +98,22 @@ def open_data(where: str | Path, inputs: tuple[Input, ...], *, batch: int = 64, 
         if samples == 0:
             raise DataError(f"{path}: the model takes {size} samples at a time, which is more than there are")
     return Data(samples, tuple(notes), lambda: _all_pieces(opened, size), size, exact, limit)
+
+
+def samples_of(
+    where: str | Path, inputs: tuple[Input, ...], *, batch: int = 64, limit: int | None = None
+) -> tuple[int | None, tuple[str, ...]]:
+    """How many samples open_data will give, as far as files say, and its notes; nobody's code is imported."""
+    if is_code(where):
+        return None, ()
+    data = open_data(where, inputs, batch=batch, limit=limit)
+    return data.samples, data.notes
+
+
+def is_code(where: str | Path) -> bool:
+    """Whether it names code, `module:callable`, and no file of that name is there."""
+    with reading(Path(where)):
+        return not Path(where).exists() and _CALLABLE.fullmatch(os.fspath(where)) is not None
 
 
 def checked(batches: Iterable[Any], inputs: tuple[Input, ...], where: str = "the data") -> Iterator[Batch]:

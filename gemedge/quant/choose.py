@@ -165,13 +165,16 @@ def _best(most: float, error: Callable[[float], float]) -> float:
 def _entropy(bins: Bins, most: float) -> float:
     """The end of |x| at which 128 levels describe the 2,048 steps' distribution with the least divergence.
 
-    As TensorRT: P is the distribution up to the end with everything beyond it in its last step; Q is P without that,
+    As TensorRT: the first step, where a ReLU's zeros lie, takes the second's count; P is the distribution up to the end with everything beyond it in its last step; Q is P without that,
     averaged within each level over its occupied steps. The least KL(P || Q) wins, the wider end of two equals.
     """
     if most == 0:
         return 0.0
     edges = np.linspace(0.0, most, _STEPS + 1)
     counts = np.diff(bins.magnitudes().below(edges))
+    counts[0] = counts[1]
+    if counts.sum() == 0:
+        return most
     ends = range(_STEPS, _LEVELS - 1, -_LEVELS // 16)
     divergences = [_divergence(counts, end) for end in ends]
     return float(edges[ends[int(np.argmin(divergences))]])

@@ -5,7 +5,8 @@ rounded toward zero). So bins need no range known beforehand, are 2^-7 wide rela
 65,536: memory does not grow with the samples. Counts are integers, minimum and maximum are exact, and a merge adds
 the ones and compares the others. Infinities are counted apart; a NaN has no place here.
 
-What is read off assumes that numbers lie evenly within a bin (the outermost bins end at minimum and maximum).
+What is read off assumes that numbers lie evenly within a bin (the outermost bins end at minimum and maximum);
+magnitudes below 2^-133 count as zero.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import numpy as np
 _BINS = 1 << 16
 _CHUNK = 1 << 20  # numbers binned at a time: their temporaries stay small
 _CODES = np.arange(_BINS, dtype=np.uint32)
-_INNER = (_CODES << 16).astype(np.uint32).view(np.float32).astype(np.float64)  # the bin's end nearer to zero
+with np.errstate(invalid="ignore"):  # the upper codes are NaN
+    _INNER = (_CODES << 16).view(np.float32).astype(np.float64)  # the bin's end nearer to zero
 _ORDER = np.concatenate([np.arange(0xFF7F, 0x7FFF, -1), np.arange(0x7F80)])  # finite bins, from -inf to +inf
 _LARGEST = 2.0**128
 
@@ -68,7 +70,10 @@ class Histogram:
         occupied = np.flatnonzero(counts)
         codes = _ORDER[occupied]
         inner = _INNER[codes]
-        outer = np.where(codes % 0x8000 == 0x7F7F, np.copysign(_LARGEST, inner), _INNER[np.minimum(codes + 1, _BINS - 1)])
+        outer = np.where(
+            codes % 0x8000 == 0x7F7F, np.copysign(_LARGEST, inner), _INNER[np.minimum(codes + 1, _BINS - 1)]
+        )
+        outer = np.where(codes % 0x8000 == 0, 0.0, outer)
         lower, upper = np.minimum(inner, outer), np.maximum(inner, outer)
         return Bins(
             np.clip(lower, self.lowest, self.highest), np.clip(upper, self.lowest, self.highest), counts[occupied]
