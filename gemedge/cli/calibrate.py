@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gemedge.cli import console, options
+from gemedge.errors import DataError, ModelError, UnsupportedError
 
 if TYPE_CHECKING:
     from gemedge.quant.ranges import Ranges
@@ -81,8 +82,13 @@ def command(
     for remark in (*captured.notes, *notes):
         console.note(remark, quiet=quiet)
     request = Request(data, choice, batch, limit, workers, scheduler, trust)
-    with console.progress(title, samples, quiet=quiet or as_json) as on_progress:
-        ranges = calibrate_confined(captured.model, request, on_progress)
+    try:
+        with console.progress(title, samples, quiet=quiet or as_json) as on_progress:
+            ranges = calibrate_confined(captured.model, request, on_progress)
+    except (ModelError, UnsupportedError) as error:
+        raise type(error)(f"{model}: {error}") from error
+    except DataError as error:
+        raise DataError(str(error) if str(data) in str(error) else f"{data}: {error}") from error
     text = ranges.to_json()
     files.write({target: text.encode()}, force=force)
     if as_json:

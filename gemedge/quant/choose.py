@@ -56,26 +56,31 @@ class Choice:
 
     def range_of(self, histogram: Histogram) -> Range:
         """The range for the numbers of a histogram that has at least one."""
-        low, high = histogram.lowest, histogram.highest
-        bins = histogram.bins()
-        if self.symmetric:
-            most = max(-low, high)
-            if self.method == "percentile":
-                most = bins.magnitudes().quantile(self.percentile / 100)
-            elif self.method == "mse":
-                most = _mse_symmetric(bins, most, self.bits)
-            elif self.method == "entropy":
-                most = _entropy(bins, most)
-            return Range(-most, most)
+        return Range(*(self._symmetric if self.symmetric else self._affine)(histogram))
+
+    def _symmetric(self, histogram: Histogram) -> tuple[float, float]:
+        magnitudes = histogram.magnitudes()
+        most = magnitudes.highest
         if self.method == "percentile":
-            cut = (100 - self.percentile) / 200
-            low, high = bins.quantile(cut), bins.quantile(1 - cut)
+            most = magnitudes.bins().quantile(self.percentile / 100)
         elif self.method == "mse":
-            low, high = _mse_affine(bins, low, high, self.bits)
+            bins, steps = magnitudes.bins(), (1 << (self.bits - 1)) - 1
+            most = _best(most, lambda end: squared_error(bins, 0.0, end, steps))
         elif self.method == "entropy":
-            most = _entropy(bins, max(-low, high))
-            low, high = max(min(low, 0.0), -most), min(max(high, 0.0), most)
-        return Range(low, high)
+            most = _entropy(magnitudes)
+        return 0.0 - most, most
+
+    def _affine(self, histogram: Histogram) -> tuple[float, float]:
+        low, high = histogram.lowest, histogram.highest
+        if self.method == "percentile":
+            bins, cut = histogram.bins(), (100 - self.percentile) / 200
+            return bins.quantile(cut), bins.quantile(1 - cut)
+        if self.method == "mse":
+            return _mse_affine(histogram.bins(), low, high, self.bits)
+        if self.method == "entropy":
+            most = _entropy(histogram.magnitudes())
+            return max(min(low, 0.0), -most), min(max(high, 0.0), most)
+        return low, high
 
 
 # Least squared error
@@ -105,12 +110,6 @@ def _integral(u: np.ndarray, steps: int) -> np.ndarray:
     inside = np.clip(u, 0, steps)
     nearest = np.rint(inside)
     return nearest / 12 + (inside - nearest) ** 3 / 3 + (u - inside) ** 3 / 3
-
-
-def _mse_symmetric(bins: Bins, most: float, bits: int) -> float:
-    folded = bins.magnitudes()
-    steps = (1 << (bits - 1)) - 1
-    return _best(most, lambda end: squared_error(folded, 0.0, end, steps))
 
 
 def _mse_affine(bins: Bins, low: float, high: float, bits: int) -> tuple[float, float]:
@@ -162,16 +161,18 @@ def _best(most: float, error: Callable[[float], float]) -> float:
 # Least loss of information
 
 
-def _entropy(bins: Bins, most: float) -> float:
+def _entropy(magnitudes: Histogram) -> float:
     """The end of |x| at which 128 levels describe the 2,048 steps' distribution with the least divergence.
 
-    As TensorRT: the first step, where a ReLU's zeros lie, takes the second's count; P is the distribution up to the end with everything beyond it in its last step; Q is P without that,
-    averaged within each level over its occupied steps. The least KL(P || Q) wins, the wider end of two equals.
+    As TensorRT: the first step, where a ReLU's zeros lie, takes the second's count; P is the distribution up to the
+    end with everything beyond it in its last step; Q is P without that, averaged within each level over its occupied
+    steps. The least KL(P || Q) wins, the wider end of two equals.
     """
+    most = magnitudes.highest
     if most == 0:
         return 0.0
     edges = np.linspace(0.0, most, _STEPS + 1)
-    counts = np.diff(bins.magnitudes().below(edges))
+    counts = np.diff(magnitudes.bins().below(edges))
     counts[0] = counts[1]
     if counts.sum() == 0:
         return most

@@ -64,6 +64,13 @@ class Histogram:
         """How many finite numbers were added."""
         return int(self.counts.sum())
 
+    def magnitudes(self) -> "Histogram":
+        """The same numbers without their signs."""
+        half = _BINS // 2
+        counts = np.concatenate([self.counts[:half] + self.counts[half:], np.zeros(half, np.int64)])
+        least = max(self.lowest, -self.highest, 0.0)
+        return Histogram(counts, least, max(-self.lowest, self.highest), self.infinities)
+
     def bins(self) -> "Bins":
         """The occupied bins from the lowest to the highest."""
         counts = self.counts[_ORDER]
@@ -98,21 +105,14 @@ class Bins:
     upper: np.ndarray
     counts: np.ndarray
 
-    def magnitudes(self) -> "Bins":
-        """The same numbers without their signs."""
-        low, high = np.abs(self.lower), np.abs(self.upper)
-        lower, upper = np.minimum(low, high), np.maximum(low, high)
-        order = np.lexsort((upper, lower))
-        return Bins(lower[order], upper[order], self.counts[order])
-
     def below(self, edges: np.ndarray) -> np.ndarray:
         """How many numbers are at most each edge, as float64: a part of a bin counts in proportion."""
-        width = np.maximum(self.upper - self.lower, np.finfo(np.float64).tiny)
+        width = self.upper - self.lower
         total = np.concatenate([[0.0], np.cumsum(self.counts, dtype=np.float64)])
         place = np.searchsorted(self.lower, edges, side="right")  # bins that begin at or before the edge
         last = np.maximum(place - 1, 0)
-        part = np.clip((edges - self.lower[last]) / width[last], 0.0, 1.0)
-        part = np.where(edges >= self.upper[last], 1.0, part)
+        beyond = edges >= self.upper[last]
+        part = np.where(beyond, 1.0, (edges - self.lower[last]) / np.where(beyond, 1.0, width[last]))
         return np.where(place == 0, 0.0, total[last] + part * self.counts[last])
 
     def quantile(self, share: float) -> float:
