@@ -46,7 +46,7 @@ STORED = {
     "npz compressed": npz(np.savez_compressed, x=rows(10)),
     "npz compressed in Fortran order": npz(np.savez_compressed, x=np.asfortranarray(rows(10))),
     "npz with labels": npz(x=rows(10), labels=np.arange(10)),
-    "npz without names": npz(**{"arr_0": rows(10)}),
+    "npz without names": npz(arr_0=rows(10)),
     "folder, by name": folder,
 }
 
@@ -100,9 +100,9 @@ def truncated(path):
 
 
 def damaged_deflate(path):
-    file = npz(np.savez_compressed, x=np.random.default_rng(0).random((400, 3), np.float32))(path)
+    file = npz(np.savez_compressed, x=rows(4000))(path)
     content = bytearray(file.read_bytes())
-    content[3000:3100] = bytes(100)
+    content[3000:3100] = b"\xff" * 100
     file.write_bytes(content)
     return file
 

@@ -30,7 +30,7 @@ Histograms = dict[str, Histogram]
 Packed = tuple[bytes, bytes]  # the graph and its weights, as gemedge.capture.packing has them
 
 _FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
-_SECONDS_TO_CONNECT = 20
+_SECONDS_TO_CONNECT = 10
 
 
 def calibrate(

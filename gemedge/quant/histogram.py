@@ -112,7 +112,8 @@ class Bins:
         place = np.searchsorted(self.lower, edges, side="right")  # bins that begin at or before the edge
         last = np.maximum(place - 1, 0)
         beyond = edges >= self.upper[last]
-        part = np.where(beyond, 1.0, (edges - self.lower[last]) / np.where(beyond, 1.0, width[last]))
+        divisor = np.where(width[last] > 0, width[last], 1.0)
+        part = np.where(beyond, 1.0, (edges - self.lower[last]) / divisor)
         return np.where(place == 0, 0.0, total[last] + part * self.counts[last])
 
     def quantile(self, share: float) -> float:
