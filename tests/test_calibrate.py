@@ -145,15 +145,15 @@ def test_progress_tells_samples_in_order():
 def test_memory_does_not_grow_with_samples(tmp_path):
     def peak(count):
         np.save(tmp_path / f"{count}.npy", RNG.standard_normal((count, 4)).astype(np.float32))
-        data = open_data(tmp_path / f"{count}.npy", inputs_of(NETWORK))
+        data = open_data(tmp_path / f"{count}.npy", inputs_of(NETWORK), batch=512)
         tracemalloc.start()
         assert calibrate(NETWORK, data, workers=2).samples == count
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return used
 
-    peak(100)
-    assert peak(50_000) < peak(500) + 200_000  # the data itself is 800,000 bytes
+    peak(5_000)
+    assert peak(300_000) < peak(5_000) + 1_500_000  # the data itself is 4,800,000 bytes
 
 
 @pytest.mark.parametrize(

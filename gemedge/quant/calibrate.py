@@ -157,11 +157,11 @@ def _on_threads(packed: Packed, workers: int | None) -> Work:
         raise UsageError(f"workers={count} must be at least 1")
     runner = _Runner(packed)
     found: Histograms = {name: Histogram() for name in (*runner.inputs, *runner.outputs)}
-    lock = threading.Lock()  # counting holds Python's lock anyway; what runs side by side is the model
+    locks = {name: threading.Lock() for name in found}
 
     def count_batch(batch: Batch, first: int) -> None:
         for name, array in runner(batch, first):
-            with lock:
+            with locks[name]:
                 found[name].add(array)
 
     def work(stream: Iterator[Batch], on_progress: Callable[[int], None]) -> tuple[Histograms, int]:
