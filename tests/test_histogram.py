@@ -256,3 +256,13 @@ def test_an_edited_range_is_taken():
 def test_a_tensor_without_a_range_is_named():
     with pytest.raises(DataError, match="tensor 'h' has no range"):
         Ranges({}, "minmax", 1)["h"]
+
+
+def test_entropy_does_not_let_numbers_near_zero_cut_its_range():
+    values = RNG.standard_normal(1_000_000).astype(np.float32)
+    without, with_spike = (
+        histogram(np.abs(values)),
+        histogram(np.maximum(values, 1e-6), np.full(9_000_000, 1e-6, np.float32)),
+    )
+    wanted = Choice("entropy").range_of(without).max
+    assert Choice("entropy").range_of(with_spike).max == pytest.approx(wanted, rel=0.2)

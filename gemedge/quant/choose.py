@@ -164,7 +164,7 @@ def _best(most: float, error: Callable[[float], float]) -> float:
 def _entropy(magnitudes: Histogram) -> float:
     """The end of |x| at which 128 levels describe the 2,048 steps' distribution with the least divergence.
 
-    As TensorRT: the first step, where a ReLU's zeros lie, takes the second's count; P is the distribution up to the
+    As TensorRT: the first step, next to zero, takes the second's count; P is the distribution up to the
     end with everything beyond it in its last step; Q is P without that, averaged within each level over its occupied
     steps. The least KL(P || Q) wins, the wider end of two equals.
     """
