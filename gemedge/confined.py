@@ -31,7 +31,7 @@ from gemedge.files import uninterrupted
 Blobs = Mapping[str, bytes | memoryview]
 Job = Callable[[dict[str, Any], Mapping[str, memoryview]], tuple[dict[str, Any], Blobs]]
 
-_JOBS = ("gemedge.capture.job:run", "gemedge.export.check:run")
+_JOBS = ("gemedge.capture.job:run", "gemedge.export.check:run", "gemedge.quant.job:run")
 _CHILD = "gemedge.confined"
 _ALIGNMENT = 64
 _NO_ROOM = "there is no room for temporary files, which lie in $TMPDIR or /tmp"
@@ -41,7 +41,10 @@ _WALL_FACTOR = 20  # a busy machine may give the child a twentieth of a processo
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of the child's work: what it is called, its processor seconds and bytes of memory beyond now."""
+    """A stretch of the child's work: what it is called, its processor seconds, and bytes of memory beyond now.
+
+    memory=0 keeps the limit of the phase before.
+    """
 
     name: str
     seconds: int
@@ -105,7 +108,7 @@ def enter(phase: Phase) -> None:
         os.write(_announce, json.dumps([phase.name, phase.seconds]).encode() + b"\n")
         used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
         _limit(resource.RLIMIT_CPU, int(used) + 1 + phase.seconds)
-        if (data := _data_in_use()) is not None:
+        if phase.memory and (data := _data_in_use()) is not None:
             _limit(resource.RLIMIT_DATA, data + phase.memory)
 
 

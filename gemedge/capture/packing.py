@@ -5,6 +5,7 @@ gives the usual single file.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -55,6 +56,25 @@ def pack(model: ir.Model, location: str = "data") -> tuple[bytes, list[memoryvie
     finally:
         for value, tensor in kept:
             value.const_value = tensor
+
+
+def runtime_values(graph: bytes, data: memoryview) -> dict[str, Any]:
+    """onnxruntime's views of the weights that lie outside the graph, by name; nothing is copied.
+
+    They must live as long as the session that takes them.
+    """
+    import onnxruntime
+
+    views = {}
+    for tensor in onnx.ModelProto.FromString(graph).graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place:
+            start, length = int(place["offset"]), int(place["length"])
+            array = np.frombuffer(data[start : start + length], ir.DataType(tensor.data_type).numpy())
+            views[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                array.reshape(tuple(tensor.dims)), tensor.data_type
+            )
+    return views
 
 
 def single_file(model: ir.Model) -> bytes:

@@ -22,6 +22,7 @@ OUR_BUG = 70
 
 COMMANDS = {
     "activation": "Certify an activation in integers and compare it with the usual tables.",
+    "calibrate": "Find the range of every tensor of a model from data.",
     "export": "Write a model as ONNX, checked against the original.",
     "inspect": "Say what a file of ours is, and check its certificates again.",
 }

@@ -37,6 +37,29 @@ def phases(title: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda phase: status.update(one_line(f"{title}: {phase}"))
 
 
+@contextmanager
+def progress(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Takes how many samples are done: a bar with rate and time left on a terminal, nothing elsewhere."""
+    if quiet or not (sys.stderr and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = ("{task.description}", bars.BarColumn(), "{task.completed:,} of", "{task.fields[of]} samples")
+    left = (bars.TextColumn("{task.fields[rate]}"), bars.TimeRemainingColumn())
+    with bars.Progress(*columns, *left, console=Console(stderr=True)) as shown:
+        of = "?" if total is None else f"{total:,}"
+        task = shown.add_task(one_line(title).replace("[", r"\["), total=total, of=of, rate="")
+
+        def done(samples: int) -> None:
+            shown.update(task, completed=samples)
+            speed = shown.tasks[0].speed
+            shown.update(task, rate="" if speed is None else f"{speed:,.0f}/s")
+
+        yield done
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     _print(json.dumps(value, indent=2, allow_nan=False))
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemedge.cli import console
-from gemedge.errors import UsageError, about
+from gemedge.cli import console, options
+from gemedge.errors import about
 
 if TYPE_CHECKING:
     from gemedge.capture import Captured
@@ -18,7 +18,6 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
 @click.command("export", short_help="Write a model as ONNX, checked against the original.")
-@click.argument("model", type=click.Path(path_type=Path, readable=False))
 @click.option("--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @click.option(
     "-o",
@@ -34,21 +33,7 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
     help="An activation as a node with a function body, as standard operators, or as the node alone.",
 )
 @click.option("--opset", type=click.IntRange(17, 23), help="ONNX opset.  [default: 18; an ONNX file's own]")
-@click.option(
-    "--input-shape",
-    "shapes",
-    multiple=True,
-    metavar="[NAME:]SHAPE[:TYPE]",
-    help="Such as 1,3,32,32 or x:?,3,32,32 or tokens:batch,128:int64. '?' or a name may vary. Repeatable.",
-)
-@click.option(
-    "--example", type=click.Path(path_type=Path, readable=False), help="Inputs to trace and compare with: .npy or .npz."
-)
-@click.option("--arch", default="", metavar="PACKAGE.MODULE:CALLABLE", help="What builds the network for a state dict.")
-@click.option(
-    "--allow", multiple=True, metavar="MODULE.CLASS", help="A class of yours that the file may hold. Repeatable."
-)
-@click.option("--trust", is_flag=True, help="Load the file by running the code it holds, without limits.")
+@options.model_options
 @click.option("--external-data", is_flag=True, help="Put the weights into a file beside the model.")
 @click.option("--no-check", is_flag=True, help="Do not compare with the original.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -77,9 +62,8 @@ def command(
     a TorchScript archive, or an ONNX file; its bytes tell which. No code of it runs unless --trust is given.
     """
     from gemedge import files
-    from gemedge.capture import InputShape, Source, capture
+    from gemedge.capture import capture
     from gemedge.capture.archive import open_bytes
-    from gemedge.data import load_arrays
     from gemedge.export import export_checked
 
     with about(model):
@@ -89,16 +73,7 @@ def command(
     targets = [target.with_name(f"{target.name}.data"), target] if external_data else [target]
     for path in targets:
         files.refuse_existing(path, force=force, inputs=inputs)
-    source = Source(
-        model,
-        arch,
-        allow,
-        trust,
-        tuple(InputShape.parse(text) for text in shapes),
-        load_arrays(example) if example else {},
-    )
-    if arch and allow:
-        raise UsageError("--arch and --allow exclude each other: the network comes from the one or from the file")
+    source = options.source(model, shapes, example, arch, allow, trust)
     with ExitStack() as stack:
         on_phase = stack.enter_context(console.phases(f"gemedge export {model.name}", quiet=quiet or as_json))
         captured = capture(source, opset=opset, on_phase=on_phase)

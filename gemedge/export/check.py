@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import safetensors.numpy as tensors
 
-from gemedge.capture import Captured, forms, schema
+from gemedge.capture import Captured, forms, packing, schema
 from gemedge.capture.inputs import Arrays
 from gemedge.confined import Blobs, Phase, enter
 from gemedge.errors import UnsupportedError, reason
@@ -133,30 +133,13 @@ def _session(files: Mapping[str, bytes | memoryview]) -> Any:
     options.log_severity_level = 4
     name = list(files)[-1]  # the weights come first
     graph = _runnable(bytes(files[name]))
-    kept = _weights(graph, memoryview(files[f"{name}.data"])) if f"{name}.data" in files else {}
+    kept = packing.runtime_values(graph, memoryview(files[f"{name}.data"])) if f"{name}.data" in files else {}
     options.add_external_initializers(list(kept), list(kept.values()))
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise UnsupportedError(f"onnxruntime cannot load the exported model: {reason(error)}") from error
     return session, kept
-
-
-def _weights(graph: bytes, data: memoryview) -> dict[str, Any]:
-    """onnxruntime's views of the weights that lie outside the graph; nothing is copied."""
-    import onnx_ir as ir
-    import onnxruntime
-
-    views = {}
-    for tensor in onnx.ModelProto.FromString(graph).graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        if place:
-            start, length = int(place["offset"]), int(place["length"])
-            array = np.frombuffer(data[start : start + length], ir.DataType(tensor.data_type).numpy())
-            views[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-                array.reshape(tuple(tensor.dims)), tensor.data_type
-            )
-    return views
 
 
 def _runnable(content: bytes) -> bytes:

@@ -1,1 +1,1 @@
-"""From a float model and data to integers: calibrate, quantize, simulate."""
+"""Integer inference: the ranges of a model's tensors, its integers, and their simulation."""

@@ -1,0 +1,89 @@
+"""Calibration in a child process with limits: a model that came from a file runs there, and so does code for data."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from gemedge import confined
+from gemedge.capture import packing
+from gemedge.confined import Blobs, Phase, enter
+from gemedge.quant.batches import inputs_of, open_data
+from gemedge.quant.calibrate import calibrate
+from gemedge.quant.choose import Choice
+from gemedge.quant.ranges import Ranges
+
+_MB = 1 << 20
+_DONE = re.compile(r"after (\d+) samples")
+_SECONDS = 300  # of one worker between two signs of progress
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to calibrate with, in the words of the command line's options."""
+
+    data: Path
+    choice: Choice
+    batch: int = 64
+    limit: int | None = None
+    workers: int | None = None
+    scheduler: str = ""
+    trust: bool = False
+
+
+def calibrate_confined(model: ir.Model, request: Request, on_progress: Callable[[int], None]) -> Ranges:
+    """`calibrate` on the data of the request, in a child process."""
+    graph, pieces = packing.pack(model)
+    choice = request.choice
+    asked = {
+        "data": os.fsencode(request.data).hex(),
+        "batch": request.batch,
+        "limit": request.limit,
+        "method": choice.method,
+        "percentile": choice.percentile,
+        "bits": choice.bits,
+        "symmetric": choice.symmetric,
+        "workers": request.workers,
+        "scheduler": request.scheduler,
+        "trust": request.trust,
+    }
+
+    def on_phase(name: str) -> None:
+        if found := _DONE.fullmatch(name):
+            on_progress(int(found[1]))
+
+    reply, _ = confined.call(
+        "gemedge.quant.job:run", asked, {"graph": graph, "data": b"".join(pieces)}, on_phase=on_phase
+    )
+    return Ranges.from_json(reply["ranges"])
+
+
+def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[str, Any], Blobs]:
+    """The child's side of calibrate_confined."""
+    model = packing.unpack(parts["graph"], parts["data"])
+    seconds = _SECONDS * (asked["workers"] or os.cpu_count() or 1) if not asked["trust"] else 86_400
+    enter(Phase("after 0 samples", seconds, _memory() if not asked["trust"] else 1 << 40))
+    data = open_data(
+        Path(os.fsdecode(bytes.fromhex(asked["data"]))), inputs_of(model), batch=asked["batch"], limit=asked["limit"]
+    )
+    ranges = calibrate(
+        model,
+        data,
+        method=asked["method"],
+        percentile=asked["percentile"],
+        bits=asked["bits"],
+        symmetric=asked["symmetric"],
+        workers=asked["workers"],
+        scheduler=asked["scheduler"],
+        on_progress=lambda done: enter(Phase(f"after {done} samples", seconds, 0)),
+    )
+    return {"ranges": ranges.to_json()}, {}
+
+
+def _memory() -> int:
+    """All that the machine has: enough for any batch, and an end before it swaps for hours."""
+    return max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1200 * _MB)
