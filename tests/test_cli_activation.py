@@ -162,7 +162,7 @@ def a_side(stored):
     ("make", "status", "message"),
     [
         (lambda: "", 3, "this is no file of ours"),
-        (lambda: "x", 3, "this is no file of ours"),
+        (lambda: "x", 3, "this is no file of ours; inspect reads the kernels that `gemedge activation -o` saves"),
         (lambda: "{}", 3, "this is no file of ours"),
         (lambda: '{"format": 7}', 3, "this is no file of ours"),
         (lambda: Path("k.json").read_text()[:300], 3, "it is not JSON: "),
