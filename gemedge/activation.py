@@ -11,6 +11,7 @@ once when the activation is made; "exact" always means that rational number.
 
 import ast
 import operator
+import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -23,6 +24,7 @@ from gemedge.errors import ActivationError
 
 MAX_N = 16
 MAX_DEGREE = 64
+_MAX_ORDER = 2 * MAX_N + 1  # one more than any member of the family is smooth
 _LONGEST_TEXT = 2000
 
 Side = Literal["left", "right"]
@@ -163,11 +165,10 @@ class Activation:
     def derivative(self, x: Any, order: int = 1, *, side: Side | None = None) -> Any:
         """The derivative of the given order at x, elementwise, computed in float64, in x's own float type.
 
-        side: which branch x = 0 belongs to. Needed, else ActivationError, where x holds a 0 and the
-        two one-sided derivatives differ there.
+        order: from 0 to 2 * MAX_N + 1. side: which branch x = 0 belongs to. Needed, else ActivationError,
+        where x holds a 0 and the two one-sided derivatives differ there.
         """
-        if operator.index(order) < 0:
-            raise ActivationError(f"order={order} must be 0 or more")
+        order = _checked_order(order)
         if side not in (None, "left", "right"):
             raise ActivationError(f"side={side!r} must be 'left' or 'right'")
         given = np.asarray(x)
@@ -259,6 +260,16 @@ def _checked_n(n: int) -> int:
     return whole
 
 
+def _checked_order(order: int) -> int:
+    try:
+        whole = operator.index(order)
+    except TypeError:
+        whole = -1
+    if not 0 <= whole <= _MAX_ORDER:
+        raise ActivationError(f"order={order!r} must be a whole number from 0 to {_MAX_ORDER}")
+    return whole
+
+
 def _float32(epsilon: float) -> float:
     try:
         with np.errstate(over="ignore", under="ignore"):
@@ -326,7 +337,11 @@ def _slope(branch: Branch, order: int, magnitude: np.ndarray, epsilon: float) ->
     large = _horner(numerator[::-1], u) / _horner(denominator[::-1], u) ** exponent
     if order == 0 and growth == 1:  # a part proportional to x: t itself may overflow where x does not
         return np.where(t <= 1, small * epsilon, large * magnitude)
-    return np.where(t <= 1, small, large * t ** float(growth)) * epsilon ** float(1 - order)
+    scale = np.float64(epsilon) ** (1 - order)
+    if not np.isfinite(scale):  # it, but not its product with a high power of t, leaves float64
+        log = growth * np.log2(t) + (1 - order) * np.log2(epsilon)
+        return np.where(t <= 1, np.where(small == 0, 0, small * scale), large * np.exp2(log))
+    return np.where(t <= 1, small, large * t ** float(growth)) * scale
 
 
 @cache
@@ -371,7 +386,11 @@ def _parse(text: str) -> Activation:
     def read(node: ast.expr) -> Any:
         match node:
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in constructors:
-                named = {keyword.arg: read(keyword.value) for keyword in keywords if keyword.arg}
+                named: dict[str, Any] = {}
+                for keyword in keywords:
+                    if keyword.arg is None or keyword.arg in named:
+                        raise ActivationError(f"{ast.unparse(keyword)!r} is no argument, or is given twice")
+                    named[keyword.arg] = read(keyword.value)
                 return constructors[name](*map(read, args), **named)
             case ast.List(elts=elements) | ast.Tuple(elts=elements):
                 return [read(element) for element in elements]
@@ -386,11 +405,16 @@ def _parse(text: str) -> Activation:
     try:
         if len(text) > _LONGEST_TEXT:
             raise ActivationError(f"it is {len(text)} characters long; the longest allowed is {_LONGEST_TEXT}")
-        made = read(ast.parse(text.strip(), mode="eval").body)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # where Python would print a line of its own
+            parsed = ast.parse(text.strip(), mode="eval")
+        made = read(parsed.body)
         if not isinstance(made, Activation):
             raise ActivationError("it is no activation")
     except (ActivationError, SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-        reason = "it cannot be read" if isinstance(error, RecursionError | MemoryError | SyntaxError) else str(error)
+        unreadable = isinstance(error, RecursionError | MemoryError | SyntaxError | SyntaxWarning | DeprecationWarning)
+        division = isinstance(error, ZeroDivisionError)
+        reason = "it cannot be read" if unreadable else "it divides by 0" if division else str(error)
         raise ActivationError(
             f"activation {text[:80]!r}: {reason}; write for example 'gem(n=1)', 'egem(n=1, epsilon=0.01)'"
             " or 'segem(n=2, epsilon=1.0)'"

@@ -68,7 +68,7 @@ class FixedActivation:
         A checked run is for tests: it raises PromiseError where a constant or an intermediate leaves the
         interval that is proven for it.
         """
-        given = self._checked(raw)
+        given = checked_raw(raw, self.in_params)
         if run.checked:
             intervals.check(self.activation, self.in_params, self.out_params, self.constants)
         out = np.empty(given.shape, f"i{self.out_params.bits // 8}")
@@ -79,17 +79,6 @@ class FixedActivation:
         for begin in range(0, flat_in.size, _CHUNK):
             self._evaluate(flat_in[begin : begin + _CHUNK], flat_out[begin : begin + _CHUNK], run)
         return out
-
-    def _checked(self, raw: Any) -> np.ndarray:
-        given = np.asarray(raw)
-        if given.dtype.kind not in "iu":
-            raise QuantizationError(f"raw input must be integers, not {given.dtype}")
-        own = np.dtype(f"i{self.in_params.bits // 8}")
-        low, high = self.in_params.raw_min, self.in_params.raw_max
-        if given.dtype != own and given.size and not low <= int(given.min()) <= int(given.max()) <= high:
-            worst = int(given.min()) if int(given.min()) < low else int(given.max())
-            raise QuantizationError(f"raw input holds {worst}; {self.in_params} is from {low} to {high}")
-        return given.astype(own, copy=False)
 
     def _evaluate(self, x: np.ndarray, out: np.ndarray, run: Arithmetic) -> None:
         negative, positive = self.constants.sides
@@ -124,6 +113,19 @@ class FixedActivation:
     def derivative(self) -> "FixedActivation":
         """The slope of the activation in the same formats, rounded as well; at x = 0 the one from the left."""
         return FixedActivation(derivative_of(self.activation), self.in_params, self.out_params)
+
+
+def checked_raw(raw: Any, params: QuantParams) -> np.ndarray:
+    """The raw integers in the integer type of params' width; QuantizationError names one outside params."""
+    given = np.asarray(raw)
+    if given.dtype.kind not in "iu":
+        raise QuantizationError(f"raw input must be integers, not {given.dtype}")
+    own = np.dtype(f"i{params.bits // 8}")
+    low, high = params.raw_min, params.raw_max
+    if given.dtype != own and given.size and not low <= int(given.min()) <= int(given.max()) <= high:
+        worst = int(given.min()) if int(given.min()) < low else int(given.max())
+        raise QuantizationError(f"raw input holds {worst}; {params} is from {low} to {high}")
+    return given.astype(own, copy=False)
 
 
 def derivative_of(activation: Activation) -> Activation:

@@ -169,8 +169,8 @@ def _value(x: Tensor, family: Family, n: int, epsilon: float) -> Tensor:
     if family == "segem":
         t, s = _rising_sum(x, n, scale)
         s.div_(t.copy_(s).add_(1)).mul_(scale)
-        return t.copy_(x).clamp_(min=0).sub_(s)
-    r = x.clamp(min=0)
+        return torch.threshold_(t.copy_(x), 0, 0).sub_(s)
+    r = torch.threshold(x, 0, 0)  # clamp would keep the sign of -0
     return r.div_(_even_power(scale / r, n).add_(1))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from gemedge.activation import Activation
 from gemedge.errors import FormatError
 from gemedge.fixed import QFormat, QuantParams
+from gemedge.kernel import checked_raw
 
 Interpolation = Literal["linear", "nearest"]
 
@@ -67,8 +68,11 @@ class Table:
         return np.array([self._exact_code(int(r)) for r in raw], np.int32)
 
     def __call__(self, raw: Any) -> np.ndarray:
-        """The outputs for raw integers of in_params, in the integer type of out_params' width."""
-        index = np.asarray(raw).astype(np.int32) - self.in_params.raw_min
+        """The outputs for raw integers of in_params, in the integer type of out_params' width.
+
+        Raises QuantizationError for a value outside in_params.
+        """
+        index = checked_raw(raw, self.in_params).astype(np.int32) - self.in_params.raw_min
         out = np.dtype(f"i{self.out_params.bits // 8}")
         half = (1 << self.shift) >> 1
         if self.interpolation == "nearest":

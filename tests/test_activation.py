@@ -86,6 +86,19 @@ def test_higher_derivatives_match_the_definition(family, n, epsilon):
             assert activation.derivative(x, order) == pytest.approx(float(slope), rel=1e-6, abs=1e-300)
 
 
+@pytest.mark.parametrize("family", ["gem", "segem"])
+def test_derivatives_of_the_highest_order_are_right_at_a_tiny_epsilon(family):
+    activation = make(family, 16, 1e-38)
+    for x in (-0.5, -1e-20, -1e-38, 0.0, 1e-39, 1e-38, 1e-37, 3.0):
+        expected = oracle.derivatives(family, 16, activation.exact_epsilon, Fraction(x), 33, right=x >= 0)
+        for order in (1, 9, 10, 33):
+            wanted = expected[order]
+            if abs(wanted) > np.finfo(np.float64).max:
+                wanted = np.inf if wanted > 0 else -np.inf
+            got = activation.derivative(x, order, side="right")
+            assert got == pytest.approx(float(wanted), rel=1e-6, abs=1e-300), (x, order)
+
+
 @pytest.mark.parametrize(("dtype", "ulps"), [(np.float16, 1), (np.float32, 4), (np.float64, 4)])
 @pytest.mark.parametrize(("family", "n", "epsilon"), FAMILIES)
 def test_float_value_is_within_a_few_ulp(family, n, epsilon, dtype, ulps):
@@ -200,7 +213,9 @@ ONE, POLE = "Branch()", "Branch(denominator=(1, -3, 1))"
         (lambda: Branch(slope=float("nan")), r"slope=nan is not made of finite numbers"),
         (lambda: Branch(numerator=(float("inf"),), denominator=(1, 1)), r"numerator=\(inf,\) is not made of finite"),
         (lambda: Branch(denominator=[1] * 99), r"degree 64 at most"),
-        (lambda: Activation.gem(1).derivative(1.0, -1), r"order=-1 must be 0 or more"),
+        (lambda: Activation.gem(1).derivative(1.0, -1), r"order=-1 must be a whole number from 0 to 33"),
+        (lambda: Activation.gem(1).derivative(1.0, 34), r"order=34 must be"),
+        (lambda: Activation.gem(1).derivative(1.0, 1.5), r"order=1.5 must be"),
         (lambda: Activation.gem(1).derivative(1.0, side="up"), r"side='up' must be"),
         (lambda: epsilon_from_denominator(0.0, 1), r"c=0.0 must be positive"),
     ],
@@ -221,9 +236,12 @@ def test_what_cannot_be_is_refused_with_its_reason(make_it, message):
         ("__import__('os').system('true')", r"is not a number"),
         ("branch()", r"it is no activation"),
         ("gem(" * 400, r"cannot be read"),
-        ("gem(n=" + "-" * 1500 + "1)", r"cannot be read|must be"),
+        ("gem(n=" + "-" * 1501 + "1)", r"cannot be read|must be"),
         ("g" * 5000, r"5000 characters long"),
-        ("egem(n=1, epsilon=1/0)", r"ZeroDivision|Fraction\(1, 0\)"),
+        ("gem(n=1, **more)", r"'\*\*more' is no argument"),
+        ("gem(n=1, n=2)", r"'n=2' is no argument, or is given twice"),
+        ("gem(n=1if 1 else 2)", r"cannot be read|is not a number"),
+        ("egem(n=1, epsilon=1/0)", r"it divides by 0; write"),
     ],
 )
 def test_text_that_is_no_activation_is_refused(text, message):

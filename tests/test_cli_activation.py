@@ -48,6 +48,11 @@ def test_certificate_and_comparison_are_printed(run):
             "gemedge: epsilon 1e-06 is below one LSB of Q3.12 (0.0002441): GEM is ReLU there, and the kernel too",
         ),
         (
+            ["egem(n=1, epsilon=0.003)", "--out", "Q7.8"],
+            "gemedge: epsilon 0.003 is below one LSB of Q7.8 (0.003906): GEM is within one LSB of ReLU there;"
+            " 2,068 of 65,536 codes differ",
+        ),
+        (
             ["segem(n=1, epsilon=1e-6)"],
             "gemedge: epsilon 1e-06 is below half an LSB of Q3.12 (0.0002441): SE-GEM is ReLU there",
         ),
@@ -71,6 +76,10 @@ def test_formats_that_leave_little_are_done_with_one_line_about_it(run, argument
         (["gelu"], 2, "activation 'gelu': 'gelu' is not a number"),
         (["gem(n=0)"], 2, "n=0 must be a whole number from 1 to 16"),
         (["egem(n=1, epsilon=-1)"], 2, "epsilon=-1 must be positive and finite in float32"),
+        (["gem(n=1if 1 else 2)"], 2, "activation 'gem(n=1if 1 else 2)': it cannot be read"),
+        (["gem(n=1)", "--ns", "1"], 2, "--ns is for --sweep"),
+        (["gem(n=1)", "--sweep", "--in", "Q3.12"], 2, "--in is not for --sweep, which takes --formats"),
+        (["gem(n=1)", "-o", "a.png", "--plot", "./a.png"], 2, "-o and --plot both name a.png"),
         (["gem(n=1)", "--in", "Q3.13"], 2, "Q3.13 is 17 bits wide with its sign; it must be 8, 16 or 32"),
         (["gem(n=1)", "--in", "float"], 2, "format 'float' cannot be read; write Q3.12 or int8(scale=0.1"),
         (["gem(n=1)", "--out", "int8(scale=--1)"], 2, "format 'int8(scale=--1)': scale=--1 is not a number"),
@@ -153,7 +162,7 @@ def a_side(stored):
     ("make", "status", "message"),
     [
         (lambda: "", 3, "this is no file of ours"),
-        (lambda: "x", 3, "this is no file of ours"),
+        (lambda: "x", 3, "this is no file of ours; inspect reads the kernels that `gemedge activation -o` saves"),
         (lambda: "{}", 3, "this is no file of ours"),
         (lambda: '{"format": 7}', 3, "this is no file of ours"),
         (lambda: Path("k.json").read_text()[:300], 3, "it is not JSON: "),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +218,7 @@ def test_the_same_file_whatever_its_name_and_folder(folder):
     Path("elsewhere").mkdir()
     Path("elsewhere/net.bin").write_bytes(Path("model.pt").read_bytes())
     assert gemedge("model.pt", "--quiet") == 0
-    assert gemedge(folder / "elsewhere/net.bin", "--quiet") == 0
+    assert gemedge(folder / "elsewhere/net.bin", "-q") == 0
     assert Path("elsewhere/net.onnx").read_bytes() == Path("model.onnx").read_bytes()
 
 
@@ -311,6 +312,34 @@ def test_shell_completion_prints_a_script(name):
 def test_shell_completion_completes_commands_options_and_choices(words, wanted):
     shown = shell("", _GEMEDGE_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1))
     assert set(shown.split()) == wanted
+
+
+SWEEP = ["activation", "gem(1)", "--sweep", "--ns", "1", "--epsilons", "1", "--formats", "Q3.12", "--jobs", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phases"),
+    [
+        (["export", "model.pt"], ["gemedge export model.pt: reading", ": tracing", ": comparing"]),
+        (["export", "model.pt", "--quiet"], []),
+        (SWEEP, ["certifying"]),
+        ([*SWEEP, "--quiet"], []),
+    ],
+)
+def test_long_work_shows_its_progress_on_a_terminal_unless_quiet(arguments, phases):
+    gnn.save(MODEL, "model.pt", X)
+    reader, terminal = os.openpty()
+    environment = {**os.environ, "PYTHONPATH": package(), "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen([*COMMAND, *arguments], env=environment, stderr=terminal, stdout=subprocess.DEVNULL) as run:
+        os.close(terminal)
+        shown = b""
+        with suppress(OSError):  # Linux's way to say that the other end is closed
+            while part := os.read(reader, 4096):
+                shown += part
+    os.close(reader)
+    assert run.returncode == 0
+    assert all(phase in shown.decode() for phase in phases)
+    assert bool(shown) == bool(phases)
 
 
 def test_help_lists_each_option_and_starts_no_library():

@@ -19,7 +19,7 @@ from networks import NETWORKS
 from torch import Tensor, nn
 
 import gemedge.nn as gnn
-from gemedge.capture import Captured, capture_module, forms, live, schema, trace
+from gemedge.capture import Captured, capture_module, forms, live, packing, schema, trace
 from gemedge.capture.forms import FORMS
 from gemedge.errors import UnsupportedError, UsageError
 from gemedge.export import export
@@ -250,6 +250,14 @@ def test_external_data_is_two_files_that_plain_onnxruntime_loads(tmp_path):
     got = session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
     np.testing.assert_allclose(got, results(model, *inputs.values())[0], rtol=0, atol=1e-5)
     onnx.checker.check_model(str(tmp_path / "net.onnx"))
+
+
+def test_weights_beyond_the_limit_of_one_file_lie_outside_unasked(monkeypatch):
+    model, x = nn.Linear(30, 40, bias=False), torch.randn(2, 30)
+    monkeypatch.setattr(packing, "SINGLE_FILE_LIMIT", 4 * 30 * 40)
+    assert list(export(model, example=x)) == ["model.onnx"]
+    monkeypatch.setattr(packing, "SINGLE_FILE_LIMIT", 4 * 30 * 40 - 1)
+    assert sorted(export(model, example=x)) == ["model.onnx", "model.onnx.data"]
 
 
 class Sized(nn.Module):

@@ -390,6 +390,8 @@ def test_any_shape_and_integer_type_gives_the_same_integers(source, target):
 def test_raw_input_that_the_format_does_not_hold_is_refused(raw, message):
     with pytest.raises(QuantizationError, match=message):
         FixedActivation(Activation.gem(1), QFormat(3, 12), QFormat(3, 12))(raw)
+    with pytest.raises(QuantizationError, match=message):
+        Table(Activation.gem(1), QFormat(3, 12), QFormat(3, 12), entries=513, interpolation="linear")(raw)
 
 
 @pytest.mark.parametrize(("left", "right"), [(-1, 1), (1, -1), (2, 2)])

@@ -20,7 +20,7 @@ def inputs(dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([torch.randn(5000, generator=generator) * 3, torch.tensor(EDGES)]).to(dtype)
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 0.01, 10.0])
+@pytest.mark.parametrize("epsilon", [1.0, 0.01, 10.0, 1e-38, 3e38])
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize(("name", "function", "make"), FUNCTIONS)
@@ -31,6 +31,7 @@ def test_torch_gives_the_bits_of_the_definition(name, function, make, dtype, n, 
     for y in (function(x, n, epsilon), operator(x, n, epsilon)):
         assert y.dtype == dtype
         np.testing.assert_array_equal(y.numpy(), wanted)
+        np.testing.assert_array_equal(np.signbit(y.numpy()[:-1]), np.signbit(wanted[:-1]))  # of zeros, too; not of NaN
 
 
 @pytest.mark.parametrize(("name", "function", "make"), FUNCTIONS)

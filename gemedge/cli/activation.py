@@ -1,6 +1,7 @@
 """`gemedge activation`: an activation in integers, its certificate, and what the usual tables would do."""
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import click
 import numpy as np
 
 from gemedge import files
-from gemedge.activation import Activation
+from gemedge.activation import Activation, Branch
 from gemedge.certificate import Certificate, certify, inputs_to_check
 from gemedge.cli.console import note, print_json, print_table
 from gemedge.cli.formats import read_params
+from gemedge.errors import UsageError
 from gemedge.fixed import QuantParams
 from gemedge.kernel import FixedActivation
 from gemedge.rational import Arithmetic
@@ -19,6 +21,7 @@ from gemedge.stored import as_bytes, to_json
 from gemedge.table import Table
 
 SHARED_BYTES = 128  # the reciprocals, once in a program
+_RELU = Activation.rational(negative=Branch(), positive=Branch(slope=Fraction(1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,13 @@ def command(
 ) -> None:
     """Certify ACTIVATION in integers, for example "egem(n=1, epsilon=0.01)".
 
-    Prints the certificate of the integer kernel over all input codes, and compares it with a 513-entry table
+    Prints the certificate of the integer kernel over all input codes, and compares it with 513-entry tables
     and a 256-byte table.
     """
     activation = Activation.parse(text)
+    _check_options(sweep)
+    if output and plot and output.resolve() == plot.resolve():
+        raise UsageError(f"-o and --plot both name {output}; give each a file")
     for path in (output, plot):
         if path:
             files.refuse_existing(path, force=force)
@@ -109,6 +115,27 @@ def command(
         _print(kernel, methods)
 
 
+def _check_options(sweep: bool) -> None:
+    """Refuse an option that would have no effect."""
+    context = click.get_current_context()
+    for name, option in _ONE_MODE_OPTIONS.items():
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            if sweep and name in ("source", "target"):
+                raise UsageError(f"{option} is not for --sweep, which takes --formats")
+            if not sweep and name not in ("source", "target"):
+                raise UsageError(f"{option} is for --sweep; give that too")
+
+
+_ONE_MODE_OPTIONS = {
+    "source": "--in",
+    "target": "--out",
+    "ns": "--ns",
+    "epsilons": "--epsilons",
+    "formats": "--formats",
+    "jobs": "--jobs",
+}
+
+
 def compare(kernel: FixedActivation) -> list[Method]:
     """The kernel first; beside it the usual tables, where they exist for its input."""
     certificate = kernel.certify()
@@ -130,9 +157,12 @@ def notes(kernel: FixedActivation, outputs: np.ndarray) -> list[str]:
         return [f"every output from {source} to {target} is {outputs[0]}: nothing of {activation} is left there"]
     found = []
     if activation.family == "gem" and activation.exact_epsilon < target.exact_scale:
-        found.append(
-            f"epsilon {epsilon} is below one LSB of {target} ({lsb:.4g}): GEM is ReLU there, and the kernel too"
-        )
+        relu = FixedActivation(_RELU, source, target)(inputs_to_check(source))
+        differing = int(np.count_nonzero(outputs != relu))
+        relation = "is ReLU there, and the kernel too"
+        if differing:
+            relation = f"is within one LSB of ReLU there; {differing:,} of {outputs.size:,} codes differ"
+        found.append(f"epsilon {epsilon} is below one LSB of {target} ({lsb:.4g}): GEM {relation}")
     elif activation.family == "segem" and 2 * activation.exact_epsilon < target.exact_scale:
         found.append(f"epsilon {epsilon} is below half an LSB of {target} ({lsb:.4g}): SE-GEM is ReLU there")
     saturated = float(np.mean((outputs == target.raw_max) | (outputs == target.raw_min)))

@@ -38,7 +38,7 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 @click.option("--no-check", is_flag=True, help="Do not compare with the original.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     model: Path,
     format_: str,

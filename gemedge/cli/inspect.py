@@ -13,6 +13,7 @@ from gemedge.cli.console import one_line, print_json
 from gemedge.errors import GemedgeError, ModelError, PromiseError
 
 LARGEST = 16 << 20
+_FOREIGN = "this is no file of ours; inspect reads the kernels that `gemedge activation -o` saves"
 
 
 @click.command("inspect")
@@ -50,7 +51,7 @@ def _kind(data: bytes) -> Callable[[bytes], dict[str, Any]]:
     for begins, reader in READERS.items():
         if data.lstrip()[:1] == begins:
             return reader
-    raise ModelError("this is no file of ours")
+    raise ModelError(_FOREIGN)
 
 
 def _kernel(data: bytes) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _kernel(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"it is not JSON: {one_line(str(error))[:80]}") from error
     if not isinstance(value, dict) or value.get("format") != stored.FORMAT:
-        raise ModelError("this is no file of ours")
+        raise ModelError(_FOREIGN)
     kernel, certificate = stored.from_json(value)
     intervals.check(kernel.activation, kernel.in_params, kernel.out_params, kernel.constants)
     again = kernel.certify()
