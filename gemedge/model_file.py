@@ -78,6 +78,8 @@ def load(content: bytes | memoryview) -> QuantizedModel:
 
 def _load(content: memoryview) -> QuantizedModel:
     length = int.from_bytes(content[:8], "little")
+    if len(content) > 8 and content[8] != ord("{"):
+        raise ModelError("it is no .gemq file, which gemedge quantize writes")
     if len(content) < 8 or length > min(len(content) - 8, _LONGEST_HEADER):
         raise ModelError(f"its header of {length} bytes does not fit a file of {len(content)}")
     header = json.loads(bytes(content[8 : 8 + length]), parse_constant=_refuse)

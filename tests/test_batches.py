@@ -126,8 +126,14 @@ BAD = {
         r"array 'x' of shape \[\] does not fit input 'x', which takes float32 \[\?, 3",
     ),
     "integers": (npy(rows(5, np.uint8)), "of type uint8 does not fit input 'x', which takes float32"),
-    "complex": (npy(rows(5, np.complex64)), "its type is complex64; it must be bool, or an integer or float of up to 64 bits"),
-    "object": (npy(np.array([{}], object)), "its type is object; it must be bool, or an integer or float of up to 64 bits"),
+    "complex": (
+        npy(rows(5, np.complex64)),
+        "its type is complex64; it must be bool, or an integer or float of up to 64 bits",
+    ),
+    "object": (
+        npy(np.array([{}], object)),
+        "its type is object; it must be bool, or an integer or float of up to 64 bits",
+    ),
     "nan": (npy(with_value(np.nan)), r"d.npy: array 'x', sample 7, element \[2\] is nan; every number must be finite"),
     "inf": (npz(x=with_value(-np.inf)), r"d.npz: array 'x', sample 7, element \[2\] is -inf; every number must be"),
     "too large": (npy(with_value(1e39, np.float64)), r"sample 7, element \[2\] is 1e\+39; it does not fit float32"),

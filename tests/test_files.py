@@ -8,6 +8,7 @@ import signal
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,15 @@ def test_of_two_files_neither_appears_where_the_second_cannot(tmp_path):
     assert second.read_bytes() == OLD
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler, whatever a command line run in this process has left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_between_two_renames_waits_for_the_second(tmp_path, monkeypatch):
     rename, seen = os.replace, []
 

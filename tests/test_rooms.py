@@ -33,7 +33,8 @@ FILE_WRITERS = {  # the one that writes, the one that hands over unnamed files, 
     CACHE,
 }
 WRITING_CALLS = {"write_text", "write_bytes", "savez", "savez_compressed", "save_model", "savefig", "tofile", "mkstemp"}
-NAMES_THAT_PACK_BYTES = {"tensors.save", "torch.export.save", "torch.onnx.export", "figure.savefig"}  # into memory
+# into memory
+NAMES_THAT_PACK_BYTES = {"tensors.save", "torch.export.save", "torch.onnx.export", "figure.savefig", "np.savez"}
 
 
 def room(path: Path) -> str:

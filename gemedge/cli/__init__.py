@@ -25,6 +25,8 @@ COMMANDS = {
     "calibrate": "Find the range of every tensor of a model from data.",
     "export": "Write a model as ONNX, checked against the original.",
     "inspect": "Say what a file of ours is, and check its certificates again.",
+    "quantize": "Turn a model into integers, with data to find its ranges.",
+    "simulate": "Run a quantized model with integers only.",
 }
 
 

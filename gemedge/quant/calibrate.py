@@ -98,6 +98,11 @@ def _packed(model: ir.Model) -> Packed:
     return proto.SerializeToString(deterministic=True), b"".join(pieces)
 
 
+def runner(model: ir.Model) -> "_Runner":
+    """Runs the model on batches: call it with a batch and its first sample's number for (tensor, array) pairs."""
+    return _Runner(_packed(model))
+
+
 class _Runner:
     """Runs a packed model; safe to use from several threads."""
 

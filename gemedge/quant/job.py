@@ -9,12 +9,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gemedge import confined
+from gemedge import confined, model_file
 from gemedge.capture import packing
 from gemedge.confined import Blobs, Phase, enter
+from gemedge.model import QuantizedModel
 from gemedge.quant.batches import inputs_of, open_data
 from gemedge.quant.calibrate import calibrate
 from gemedge.quant.choose import Choice
+from gemedge.quant.compare import TensorError, compare
 from gemedge.quant.ranges import Ranges
 
 _MB = 1 << 20
@@ -82,6 +84,28 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
         on_progress=lambda done: enter(Phase(f"after {done} samples", seconds, 0)),
     )
     return {"ranges": ranges.to_json()}, {}
+
+
+def compare_confined(model: ir.Model, quantized: QuantizedModel, request: Request) -> list[TensorError]:
+    """`compare` on the data of the request, in a child process."""
+    graph, pieces = packing.pack(model)
+    asked = {"data": os.fsencode(request.data).hex(), "batch": request.batch, "limit": request.limit}
+    blobs = {"graph": graph, "data": b"".join(pieces), "quantized": model_file.save(quantized)}
+    reply, _ = confined.call("gemedge.quant.job:run_compare", asked | {"trust": request.trust}, blobs)
+    return [TensorError(e["layer"], e["tensor"], *map(float, e["numbers"])) for e in reply["errors"]]
+
+
+def run_compare(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[str, Any], Blobs]:
+    """The child's side of compare_confined."""
+    model, quantized = packing.unpack(parts["graph"], parts["data"]), model_file.load(parts["quantized"])
+    enter(Phase("comparing", 86_400 if asked["trust"] else 600, _memory() if not asked["trust"] else 1 << 40))
+    where = Path(os.fsdecode(bytes.fromhex(asked["data"])))
+    data = open_data(where, inputs_of(model), batch=asked["batch"], limit=asked["limit"])
+    told = [
+        {"layer": e.layer, "tensor": e.tensor, "numbers": [*map(repr, (e.sqnr, e.max_abs, e.max_lsb, e.saturated))]}
+        for e in compare(model, quantized, data)  # JSON has no infinity
+    ]
+    return {"errors": told}, {}
 
 
 def _memory() -> int:

@@ -1,0 +1,68 @@
+"""gemedge simulate: a quantized model and data in, its outputs by integers only."""
+
+import io
+from pathlib import Path
+
+import click
+import numpy as np
+
+from gemedge.cli import console
+from gemedge.errors import OutputError, about
+
+
+@click.command("simulate", short_help="Run a quantized model with integers only.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="A .npy or .npz file, or a folder of them."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: MODEL with .out.npz]")
+@click.option("--raw", is_flag=True, help="Outputs as integers.")
+@click.option("--layer", "layers", multiple=True, metavar="NAME", help="The integers of this layer, too. Repeatable.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N samples only.")
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Samples at a time.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+def command(
+    model: Path,
+    data: Path,
+    output: Path | None,
+    raw: bool,
+    layers: tuple[str, ...],
+    limit: int | None,
+    batch: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write the outputs of MODEL, a .gemq file, for data, as .npz under the names of the float model's outputs."""
+    from gemedge import files, model_file
+    from gemedge.capture.archive import open_bytes
+    from gemedge.quant.batches import Input, open_data
+    from gemedge.quant.simulate import simulate
+
+    target = output or model.with_suffix(".out.npz")
+    files.refuse_existing(target, force=force, inputs=(model, data))
+    with about(model):
+        quantized = model_file.load(open_bytes(model))
+    tensors = [quantized.tensors[name] for name in quantized.inputs]
+    kinds = [np.dtype(np.float32 if tensor.params else np.int64) for tensor in tensors]
+    inputs = tuple(Input(t.name, (None, *t.shape), kind) for t, kind in zip(tensors, kinds, strict=True))
+    batches = open_data(data, inputs, batch=batch, limit=limit)
+    for remark in batches.notes:
+        console.note(remark, quiet=quiet)
+    parts: list[dict[str, np.ndarray]] = []
+    with console.progress(f"gemedge simulate {model.name}", batches.samples, quiet=quiet) as on_progress:
+        done = 0
+        for given in batches:
+            with about(model):
+                parts.append(simulate(quantized, given, layers=layers, raw=raw))
+            done += len(next(iter(given.values())))
+            on_progress(done)
+    results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if any("/" in name or not name for name in results):
+        raise OutputError("a name with '/' has no place in an .npz file: " + ", ".join(map(repr, results)))
+    buffer = io.BytesIO()
+    np.savez(buffer, **results)  # type: ignore[arg-type]
+    files.write({target: buffer.getvalue()}, force=force)
+    if not quiet:
+        shown = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in results.items())
+        console.print_fields([("samples", f"{done:,}"), ("arrays", shown), ("file", str(target))])
