@@ -15,8 +15,8 @@ from gemedge import polynomial as poly
 from gemedge.activation import Activation
 from gemedge.errors import PromiseError, UnsupportedError
 from gemedge.fixed import QuantParams
-from gemedge.forms import Form, Task, far_form, fraction_size, make_piece, near_form
 from gemedge.rational import FRACTION_BITS, WIDE_FRACTION_BITS, Arithmetic, Piece
+from gemedge.split import Form, Task, far_form, fraction_size, make_piece, near_form
 
 MAX_EXCEPTIONS = 8
 _FLOAT_ERROR = 1e-11  # relative, of activation(x) in float64 for the family: hundreds of times what is seen

@@ -214,8 +214,12 @@ def _higher_derivative(x: Tensor, activation: Activation, order: int) -> Tensor:
     """Any derivative, each branch as a quotient of polynomials in t up to 1 and in 1/t beyond."""
     t = x.abs() / activation.epsilon
     right, left = (_quotient(t, branch, order) for branch in (activation.positive, activation.negative))
-    slope = torch.where(x > 0, right, left * (-1) ** order) * activation.epsilon ** (1 - order)
-    return torch.where(x.isnan(), x, slope)
+    slope = torch.where(x > 0, right, left * (-1) ** order)
+    try:
+        scale = activation.epsilon ** (1 - order)
+    except OverflowError:
+        scale = float("inf")
+    return torch.where(x.isnan(), x, torch.where(slope == 0, slope, slope * scale))
 
 
 def _quotient(t: Tensor, branch: Branch, order: int) -> Tensor:

@@ -66,6 +66,15 @@ def test_third_derivative_comes_from_automatic_differentiation(module):
     np.testing.assert_allclose(y.detach(), module.activation.derivative(x.detach().numpy(), 2), rtol=1e-9, atol=1e-80)
 
 
+def test_a_high_derivative_at_a_tiny_epsilon_is_the_limit():
+    x = torch.tensor([-1.0, 0.0, 1e-39], dtype=torch.float64, requires_grad=True)
+    y = gnn.egem(x, 1, 1e-38)
+    for _ in range(10):
+        (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert y[:2].tolist() == [0, 0]
+    assert abs(y[2].item()) == float("inf")  # 10^342 and more
+
+
 @pytest.mark.parametrize("operator", [torch.ops.gemedge.gem.default, torch.ops.gemedge.segem.default])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_operator_passes_opcheck(operator, dtype):
