@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gemedge import polynomial as poly
-from gemedge.activation import Activation, Branch, Family, segem_limit
+from gemedge.activation import Activation, Branch, Family, even_power, segem_limit
 from gemedge.errors import UsageError
 
 __all__ = ["EGEM", "GEM", "SEGEM", "egem", "gem", "replace_activations", "save", "segem"]
@@ -183,6 +183,10 @@ def _slope(x: Tensor, grad: Tensor, family: Family, n: int, epsilon: float) -> T
             slope.mul_(t).add_(power)
         s.add_(1)
         return grad * slope.div_(s).div_(s)
+    if torch.compiler.is_compiling():  # fused code counts divisions: one, of t clamped so that t^(2n) is finite
+        raised = even_power(x.clamp(0, segem_limit(n) * epsilon) * (1 / epsilon), n)
+        rest = 1 / (1 + raised)
+        return grad * (raised * rest * (1 + 2 * n * rest))
     q = x.clamp(min=0).reciprocal_()
     s = _even_power(q if epsilon == 1 else q.mul_(epsilon), n).add_(1).reciprocal_()
     return (grad * s).mul_(s.mul_(-2 * n).add_(1 + 2 * n))

@@ -102,6 +102,14 @@ def test_compiled_module_agrees_and_gives_gradients():
     torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), x)[0], wanted)
 
 
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_compiled_gradient_is_the_derivative_even_at_the_edges(module):
+    x = torch.tensor([*EDGES[:-1], -2.0, 0.5, 0.011, 3.0], requires_grad=True)
+    torch.compile(module, fullgraph=True)(x).sum().backward()
+    wanted = module.activation.derivative(x.detach().numpy())
+    np.testing.assert_allclose(x.grad.numpy(), wanted, rtol=1e-5, atol=1e-30)
+
+
 def test_function_transforms_see_through():
     x = torch.linspace(-1, 2, 12).reshape(3, 4)
     per_sample = torch.func.vmap(torch.func.grad(lambda row: gnn.gem(row, 1).sum()))(x)
