@@ -320,7 +320,7 @@ SWEEP = ["activation", "gem(1)", "--sweep", "--ns", "1", "--epsilons", "1", "--f
 @pytest.mark.parametrize(
     ("arguments", "phases"),
     [
-        (["export", "model.pt"], ["gemedge export model.pt: reading", ": tracing", ": comparing"]),
+        (["export", "model.pt"], ["gemedge export model.pt: building", ": tracing", ": comparing"]),
         (["export", "model.pt", "--quiet"], []),
         (SWEEP, ["certifying"]),
         ([*SWEEP, "--quiet"], []),
