@@ -79,11 +79,7 @@ def test_edited_ranges_are_taken_and_too_narrow_ones_show_as_saturation(trained,
     whole = json.loads(capsys.readouterr().out)
     text = json.loads(ranges.read_text())
     name = next(e["tensor"] for e in whole["errors"] if e["layer"] == "3")
-    entry = text["ranges"][name]
-    for key, value in list(entry.items()) if isinstance(entry, dict) else []:
-        entry[key] = value / 4
-    if isinstance(entry, list):
-        text["ranges"][name] = [value / 4 for value in entry]
+    text["ranges"][name] = [end / 4 for end in text["ranges"][name]]
     ranges.write_text(json.dumps(text))
     assert gemedge("quantize", model, "--data", data, "--ranges", ranges, "-o", made, "--force", "--json") == 0
     cut = {e["layer"]: e for e in json.loads(capsys.readouterr().out)["errors"]}
