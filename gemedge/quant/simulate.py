@@ -4,51 +4,46 @@ The only floats inside are matrix products of integers in float32 or float64, ta
 reach 2**24 or 2**53: in whatever order BLAS adds, every sum is exact.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from gemedge.errors import DataError
-from gemedge.fixed import Rounding, dequantize, quantize, requantize, rescale
-from gemedge.model import (
-    Activate,
-    AveragePool,
-    Combine,
-    Concatenate,
-    Constant,
-    Convolution,
-    Dense,
-    Interpolate,
-    Lookup,
-    MaxPool,
-    Multiply,
-    Op,
-    Pad,
-    QuantizedModel,
-    Reshape,
-    Tensor,
-    Transpose,
-)
+from gemedge.fixed import dequantize, quantize
+from gemedge.model import QuantizedModel
+from gemedge.operators import Tensor
+from gemedge.quant.evaluate import Run, evaluate, stored_type
 
 Integers = dict[str, np.ndarray]
 _SAMPLES = 8  # at a time: what is between two layers stays in the cache
 
 
 def simulate(
-    model: QuantizedModel, inputs: Mapping[str, np.ndarray], *, layers: Iterable[str] = (), raw: bool = False
+    model: QuantizedModel,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    layers: Iterable[str] = (),
+    raw: bool = False,
+    saturated: Counter[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The model's outputs, dequantized to float32, for a batch of float inputs by name.
 
     inputs: arrays [batch, *shape]; a lone input may have any name. layers: names of layers whose integers are
-    wanted too. raw gives the outputs' integers. Raises DataError for inputs that do not fit, naming the input.
+    wanted too. raw gives the outputs' integers. saturated: adds for each layer how many of its rescaled numbers
+    lay beyond their format. Raises DataError for inputs that do not fit, naming the input.
     """
     wanted = {name: model.layer(name).output for name in layers}
     keep = {*wanted.values(), *model.outputs.values()}
     given = border(model, inputs)
     samples = len(next(iter(given.values())))
     parts = [
-        run(model, {name: array[start : start + _SAMPLES] for name, array in given.items()}, keep=keep)
+        run(
+            model,
+            {name: array[start : start + _SAMPLES] for name, array in given.items()},
+            keep=keep,
+            saturated=saturated,
+        )
         for start in range(0, max(samples, 1), _SAMPLES)
     ]
     integers = {name: np.concatenate([part[name] for part in parts]) for name in keep}
@@ -76,224 +71,27 @@ def border(model: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> Integers:
             continue
         if not np.isfinite(array).all():
             raise DataError(f"input {name!r} holds NaN or infinity")
-        integers[name] = quantize(array, tensor.params).astype(_type(tensor))
+        integers[name] = quantize(array, tensor.params).astype(stored_type(tensor))
     return integers
 
 
-def run(model: QuantizedModel, integers: Integers, *, keep: Iterable[str]) -> Integers:
+def run(
+    model: QuantizedModel, integers: Integers, *, keep: Iterable[str], saturated: Counter[str] | None = None
+) -> Integers:
     """The integers of the tensors to keep, from those of the inputs; others are dropped after their last use."""
     kept = set(keep)
     last_use = {name: index for index, layer in enumerate(model.layers) for name in layer.inputs}
     known = dict(integers)
-    samples = len(next(iter(integers.values())))
+    context = Run(model, len(next(iter(integers.values()))), saturated)
     for index, layer in enumerate(model.layers):
         given = [known[name] for name in layer.inputs]
         tensors = [model.tensors[name] for name in layer.inputs]
         made = model.tensors[layer.output]
-        if isinstance(layer, Constant):
-            known[layer.output] = np.broadcast_to(layer.value, (samples, *layer.value.shape))
-        else:
-            evaluate: Callable[..., np.ndarray] = _EVALUATE[type(layer)]
-            known[layer.output] = evaluate(layer, given, tensors, made, model)
+        known[layer.output] = evaluate(layer, given, tensors, made, context)
         for name in layer.inputs:
             if last_use[name] == index and name not in kept:
                 known.pop(name, None)
     return {name: array for name, array in known.items() if name in kept}
-
-
-def _convolution(
-    op: Convolution, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
-) -> np.ndarray:
-    """Channels lie last in memory, whatever the shape says: then the copies below move whole rows."""
-    dtype = _exact_type(op.accumulator_bound(tensors))
-    x = np.ascontiguousarray(np.moveaxis(_centred(given[0], tensors[0], dtype), 1, -1))
-    axes = len(op.strides)
-    margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
-    windows = _windows(np.pad(x, margins), op.weight.shape[2:], op.strides, op.dilations)
-    multiply = _depthwise if op.groups == x.shape[-1] == len(op.weight) > 1 else _grouped
-    sums = np.moveaxis(multiply(windows, op.weight.astype(dtype), op.groups, axes), -1, 1)
-    return _requantized(sums, op, made, model, axis=1)
-
-
-def _grouped(windows: np.ndarray, weight: np.ndarray, groups: int, axes: int) -> np.ndarray:
-    """Windows [batch, *spots, channels, *kernel] times weights, a matrix product for each group."""
-    rows = np.moveaxis(windows, 1 + axes, -1)
-    per_group = weight.shape[1]
-    products = []
-    for group, part in enumerate(np.split(weight, groups)):
-        columns = rows[..., group * per_group : (group + 1) * per_group].reshape(-1, part[0].size)
-        products.append(np.matmul(columns, np.moveaxis(part, 1, -1).reshape(len(part), -1).T))
-    return np.concatenate(products, axis=1).reshape(*windows.shape[: 1 + axes], -1)
-
-
-def _depthwise(windows: np.ndarray, weight: np.ndarray, _: int, axes: int) -> np.ndarray:
-    """One weight for each channel and place in the kernel: place by place, all channels at once."""
-    sums = np.zeros(windows.shape[: 2 + axes], windows.dtype)
-    for place in np.ndindex(*weight.shape[2:]):
-        sums += windows[(..., *place)] * weight[(slice(None), 0, *place)]
-    return sums
-
-
-def _dense(
-    op: Dense, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
-) -> np.ndarray:
-    x = _centred(given[0], tensors[0], _exact_type(op.accumulator_bound(tensors)))
-    return _requantized(np.matmul(x, op.weight.astype(x.dtype).T), op, made, model, axis=-1)
-
-
-def _requantized(
-    sums: np.ndarray, op: Convolution | Dense, made: Tensor, model: QuantizedModel, axis: int
-) -> np.ndarray:
-    shape = [1] * sums.ndim
-    shape[axis] = -1
-    accumulator = sums.astype(np.int64)
-    accumulator += op.bias.reshape(shape)
-    return _stored(_scaled(accumulator, op.mantissa.reshape(shape), op.shift.reshape(shape), model), made)
-
-
-def _scaled(accumulator: np.ndarray, mantissa: np.ndarray, shift: np.ndarray, model: QuantizedModel) -> np.ndarray:
-    """fixed.rescale, or fixed.requantize for rounding double; single works in the accumulator's own memory.
-
-    That nothing leaves 64 bits was proven when the model was made: mantissas fit the accumulators' bounds.
-    """
-    if model.rounding is Rounding.DOUBLE:
-        return requantize(accumulator, mantissa, 31 - shift, Rounding.DOUBLE)
-    accumulator *= mantissa
-    accumulator += np.left_shift(np.int64(1), shift) >> 1
-    accumulator >>= shift
-    return accumulator
-
-
-def _stored(values: np.ndarray, made: Tensor) -> np.ndarray:
-    params = made.quantized
-    values += params.zero_point
-    return np.clip(values, params.raw_min, params.raw_max, out=values).astype(_type(made))
-
-
-def _activate(
-    op: Activate, given: list[np.ndarray], _: list[Tensor], made: Tensor, model: QuantizedModel
-) -> np.ndarray:
-    return model.kernels[op.name](given[0]).astype(_type(made), copy=False)
-
-
-def _lookup(op: Lookup, given: list[np.ndarray], tensors: list[Tensor], *_: Any) -> np.ndarray:
-    return op.table[given[0].astype(np.intp) - tensors[0].quantized.raw_min]
-
-
-def _interpolate(
-    op: Interpolate, given: list[np.ndarray], _: list[Tensor], made: Tensor, __: QuantizedModel
-) -> np.ndarray:
-    position = given[0].astype(np.int64) + 32768
-    index, fraction = position >> 7, position & 127
-    entries = op.table.astype(np.int64)
-    low = entries[index]
-    return (low + ((entries[index + 1] - low) * fraction + 64 >> 7)).astype(_type(made))
-
-
-def _combine(
-    op: Combine, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, _: QuantizedModel
-) -> np.ndarray:
-    parts = [_centred(x, t, np.int64) * m for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
-    return _stored(rescale(sum(parts[1:], parts[0]), 1, op.shift), made)
-
-
-def _multiply(
-    op: Multiply, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
-) -> np.ndarray:
-    left, right = (_centred(x, t, np.int64) for x, t in zip(given, tensors, strict=True))
-    return _stored(_scaled(left * right, op.mantissa, op.shift, model), made)
-
-
-def _concatenate(
-    op: Concatenate, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
-) -> np.ndarray:
-    parts = [
-        _stored(_scaled(_centred(x, tensors[i], np.int64), op.mantissa[i], op.shift[i], model), made)
-        for i, x in enumerate(given)
-    ]
-    return np.concatenate(parts, axis=op.axis + 1)
-
-
-def _max_pool(op: MaxPool, given: list[np.ndarray], tensors: list[Tensor], *_: Any) -> np.ndarray:
-    windows = _pool_windows(op, given[0], tensors[0].quantized.raw_min)
-    places = list(np.ndindex(*op.kernel))
-    largest = windows[(..., *places[0])].copy()
-    for place in places[1:]:
-        np.maximum(largest, windows[(..., *place)], out=largest)
-    return np.moveaxis(largest, -1, 1)
-
-
-def _average_pool(
-    op: AveragePool, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
-) -> np.ndarray:
-    window_axes = tuple(range(-len(op.kernel), 0))
-    inside = np.ones((1, 1, *given[0].shape[2:]), np.int64)
-    counts = _pool_windows(op, inside, int(op.count_padding)).sum(window_axes) - 1
-    sums = _pool_windows(op, _centred(given[0], tensors[0], np.int64), 0).sum(window_axes)
-    return np.moveaxis(_stored(_scaled(sums, op.mantissa[counts], op.shift[counts], model), made), -1, 1)
-
-
-def _pool_windows(op: MaxPool | AveragePool, x: np.ndarray, padding: int) -> np.ndarray:
-    axes = len(op.strides)
-    margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
-    padded = np.pad(np.moveaxis(x, 1, -1), margins, constant_values=padding)
-    return _windows(padded, op.kernel, op.strides, (1,) * axes)
-
-
-def _reshape(op: Reshape, given: list[np.ndarray], *_: Any) -> np.ndarray:
-    return given[0].reshape(len(given[0]), *op.shape)
-
-
-def _transpose(op: Transpose, given: list[np.ndarray], *_: Any) -> np.ndarray:
-    return given[0].transpose(0, *(axis + 1 for axis in op.order))
-
-
-def _pad(op: Pad, given: list[np.ndarray], *_: Any) -> np.ndarray:
-    axes = len(op.pads) // 2
-    margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes))]
-    return np.pad(given[0], margins, constant_values=op.value)
-
-
-_EVALUATE: dict[type[Op], Callable[..., np.ndarray]] = {
-    Convolution: _convolution,
-    Dense: _dense,
-    Activate: _activate,
-    Lookup: _lookup,
-    Interpolate: _interpolate,
-    Combine: _combine,
-    Multiply: _multiply,
-    Concatenate: _concatenate,
-    MaxPool: _max_pool,
-    AveragePool: _average_pool,
-    Reshape: _reshape,
-    Transpose: _transpose,
-    Pad: _pad,
-}
-
-
-def _exact_type(bound: int) -> type:
-    """The narrowest float type in which every partial sum is exact, or int64."""
-    return np.float32 if bound < 1 << 24 else np.float64 if bound < 1 << 53 else np.int64
-
-
-def _centred(raw: np.ndarray, tensor: Tensor, dtype: type) -> np.ndarray:
-    """raw - zero_point, which is exact in every type that _exact_type gives."""
-    return raw.astype(dtype) - dtype(tensor.quantized.zero_point)
-
-
-def _windows(
-    x: np.ndarray, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
-) -> np.ndarray:
-    """Views [batch, *spots, channels, *kernel] of x [batch, *size, channels]."""
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    views = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(1, x.ndim - 1)))
-    steps = [slice(None, None, s) for s in strides]
-    inner = [slice(None, None, d) for d in dilations]
-    return views[(slice(None), *steps, slice(None), *inner)]
-
-
-def _type(tensor: Tensor) -> np.dtype:
-    return np.dtype(f"i{tensor.quantized.bits // 8}")
 
 
 def _list(tensor: Tensor) -> str:
