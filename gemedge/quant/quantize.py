@@ -62,6 +62,7 @@ def quantize(model: ir.Model, ranges: Mapping[str, Range], *, scheme: Scheme, ro
 class _Quantizer:
     def __init__(self, model: ir.Model, ranges: Mapping[str, Range], formats: Formats) -> None:
         self.graph = model.graph
+        self.functions = model.functions
         self.ranges = ranges
         self.formats = formats
         self.tensors: dict[str, Tensor] = {}
@@ -232,7 +233,7 @@ def _activate(q: _Quantizer, node: ir.Node, activation: Activation) -> None:
 
 def _function(q: _Quantizer, node: ir.Node) -> None:
     given, made = q.source(node.inputs[0]), q.made(node)
-    function = functions.of(node, [_constant(value) for value in node.inputs[1:]])
+    function = functions.of(node, [_constant(value) for value in node.inputs[1:]], q.functions)
     codes = np.arange(-128, 128) if q.formats.bits == 8 else np.minimum(np.arange(-32768, 32769, 128), 32767)
     params = made.quantized
     exact = function(dequantize(codes, given.quantized)) / params.scale + params.zero_point
@@ -406,7 +407,7 @@ _HANDLERS: dict[str, Callable[[_Quantizer, ir.Node], None]] = {
     "Sub": _sub,
     "Mul": _multiply,
     "Concat": _concat,
-    **dict.fromkeys(functions.NAMES, _function),
+    **dict.fromkeys((*functions.NAMES, functions.CHAIN), _function),
 }
 
 
