@@ -47,7 +47,7 @@ def fuse(model: ir.Model) -> list[str]:
     taken: set[ir.Node] = set()
     near: dict[ir.Node, str] = {}
     lines: list[str] = []
-    for chain in chains.candidates(model.graph, taken, lambda node: node.op_type not in _RATIONAL, _MOST_ROOTS):
+    for chain in chains.candidates(model.graph, taken, _is_other, _MOST_ROOTS):
         if not 3 <= len(chain.nodes) <= _LONGEST:
             continue
         found = likeness(chain, positive_only=_is_never_negative(chain.root))
@@ -63,6 +63,13 @@ def fuse(model: ir.Model) -> list[str]:
         _replace(model, chain, found.activation)
     left = {text for node, text in near.items() if node not in taken}
     return [*lines[::-1], *sorted(left)]
+
+
+def _is_other(node: ir.Node) -> bool:
+    """Whether a node has no part in a piecewise rational function; a Cast of a truth is 0 or 1."""
+    if node.op_type == "Cast" and node.inputs[0] is not None:
+        return node.inputs[0].dtype != ir.DataType.BOOL
+    return node.op_type not in _RATIONAL
 
 
 def likeness(function: Callable[[np.ndarray], np.ndarray], *, positive_only: bool = False) -> Likeness | None:
