@@ -96,7 +96,7 @@ def test_preparing_in_the_child_gives_what_preparing_here_does():
 
 def test_a_preparation_without_end_is_stopped(monkeypatch):
     monkeypatch.setattr(confined, "_CHILD", "slow_preparation")
-    with pytest.raises(ModelError, match="preparing"):
+    with pytest.raises(ModelError, match=r"^preparing it took more than 1 seconds of processor time$"):
         job.prepare_confined(MODEL)
 
 

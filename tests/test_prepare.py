@@ -189,3 +189,14 @@ def test_functions_of_strangers_are_inlined_and_activations_are_not():
     prepared = prepare(ir.from_proto(proto))
     assert op_types(prepared.model) == ["GEM", "Elementwise"]
     assert prepared.notes[0] == "inlined Twice"
+
+
+def test_every_node_gets_a_name_of_its_own():
+    body = "b = Relu (x) c = Relu (b) y = MatMul (c, w)"
+    model = parsed("g", body, "float[batch,3] x", "float[batch,2] y", {"w": np.ones((3, 2))})
+    for node, name in zip(model.graph, ("same", "same", ""), strict=True):
+        node.name = name
+    named = [node.name for node in prepare(model).model.graph]
+    assert len(set(named)) == len(named)
+    assert named[-1] == "y"
+    assert all(name.startswith("same") for name in named[:-1])

@@ -38,6 +38,7 @@ def prepare(model: ir.Model) -> Prepared:
     """
     made = model.clone()
     outputs = [value.name for value in made.graph.outputs]
+    _name_nodes(made)
     notes = _clean(made)
     _keep_names(made.graph, outputs)
     notes += normalize.fold(made)
@@ -76,6 +77,16 @@ def _clean(model: ir.Model) -> list[str]:
         shown = ", ".join(f"{count} {op_type}" for op_type, count in sorted(gone.items()))
         notes.append(f"computed or removed: {shown}")
     return notes
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Every node has a name of its own: it will name a layer. One without is called as what it makes."""
+    used: set[str] = set()
+    for node in model.graph:
+        made = node.outputs[0].name or ""
+        name = node.name or made
+        node.name = name if name not in used else f"{name} of {made}"
+        used.add(node.name)
 
 
 def _keep_names(graph: ir.Graph, names: list[str | None]) -> None:
