@@ -139,3 +139,16 @@ def test_what_cannot_be_quantized_is_told_before_calibration(folder, capsys):
     onnx.save(onnx.parser.parse_model(TEXT.replace("g = Div(r, d)", "g = Div(x, d)")), folder / "m.onnx")
     assert _status(["quantize", "m.onnx", "--data", "d.npz"]) == 4
     assert "its operands " in capsys.readouterr().err.splitlines()[0]
+
+
+CUSTOM = """<ir_version: 8, opset_import: ["": 18, "ai.gemedge": 1]>
+g (float[batch, 4] x) => (float[batch, 4] z) <float[4,4] w = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}>
+{ h = MatMul(x, w) a = ai.gemedge.GEM<n=1>(h) b = MatMul(a, w) c = ai.gemedge.SEGEM<n=1>(b)
+  s = Sigmoid(c) t = Mul(s, c) z = MatMul(t, w) }"""
+
+
+def test_shapes_are_known_behind_activations_without_a_function_body(folder, capsys):
+    onnx.save(onnx.parser.parse_model(CUSTOM), folder / "m.onnx")
+    assert _status(["quantize", "m.onnx", "--data", "d.npz", "--json"]) == 0
+    layers = [error["layer"] for error in json.loads(capsys.readouterr().out)["errors"]]
+    assert sorted(layers) == ["a", "b", "c", "h", "t", "z"]

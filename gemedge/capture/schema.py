@@ -38,7 +38,7 @@ def is_activation(node: ir.Node) -> bool:
 
 
 def _schema(op_type: str) -> OpSchema:
-    return OpSchema(
+    schema = OpSchema(
         op_type,
         DOMAIN,
         VERSION,
@@ -51,3 +51,5 @@ def _schema(op_type: str) -> OpSchema:
             OpSchema.Attribute("epsilon", onnx.helper.make_attribute("epsilon", 1.0), "The scale, positive."),
         ],
     )
+    schema.set_type_and_shape_inference_function(lambda context: context.set_output_type(0, context.get_input_type(0)))
+    return schema
