@@ -133,7 +133,8 @@ def test_what_is_near_but_not_it_says_how_far():
     (line,) = made.findings
     assert "near egem(n=1, epsilon=0.2" in line
     assert "off at x = 0." in line
-    assert not prepare(captured(lambda x: x * torch.clamp(x + 3, 0, 6) / 6)).findings
+    far = captured(lambda x: torch.relu(x) ** 3 / (torch.relu(x) ** 2 + 0.04 + 0.1 * torch.relu(x)))
+    assert not prepare(far).findings
 
 
 @pytest.mark.parametrize("share", [1e-7, 1e-5])
@@ -145,6 +146,18 @@ def test_the_tolerance_is_a_millionth(share):
     found = likeness(function)
     assert (found.distance == 0) == (share < 1e-6)
     assert found.activation.epsilon == pytest.approx(1, rel=2e-5)
+
+
+ABOVE = float(np.nextafter(np.float32(0.1), np.float32(1)))
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "wanted"),
+    [(0.1, np.float32(0.1)), (ABOVE, ABOVE), (0.1 * (1 + 3e-7), np.float32(0.1)), (0.1234567, np.float32(0.1234567))],
+)
+def test_epsilon_is_the_float32_meant(epsilon, wanted):
+    found = likeness(lambda x: np.maximum(x, 0) ** 3 / (x**2 + epsilon**2))
+    assert found.activation.epsilon == wanted
 
 
 def test_it_reads_a_layer_whose_function_is_called_in_half_precision():

@@ -20,7 +20,6 @@ from onnxscript.rewriter.rules.common import (
 from gemedge.errors import UnsupportedError
 
 _RULES = (fuse_batchnorm_into_conv_rule, fuse_batchnorm_into_conv_transpose_rule, fuse_batchnorm_into_gemm_rule)
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
 _MOST_CONVOLVED = 4  # axes
 
 
@@ -53,12 +52,7 @@ def fold(model: ir.Model) -> list[str]:
 
 
 def _batch_norms(model: ir.Model) -> list[ir.Node]:
-    nodes = [node for node in model.graph if node.op_type == "BatchNormalization" and not node.domain]
-    for node in nodes:
-        layer = node.inputs[0].producer() if node.inputs[0] is not None else None
-        while layer is not None and layer.op_type in _WEIGHTED and layer.inputs[-1] is None:
-            layer.resize_inputs(len(layer.inputs) - 1)  # an absent bias, written out
-    return nodes
+    return [node for node in model.graph if node.op_type == "BatchNormalization" and not node.domain]
 
 
 def _layer_before(node: ir.Node) -> str | None:
