@@ -52,8 +52,13 @@ def quantize(
 
 
 def _refuse_unsupported(model: ir.Model) -> None:
-    known = _HANDLERS.keys() | FOLDED | {"Shape", "Size"}
-    missing = [node for node in model.graph if node.op_type not in known]
+    missing, known = [], set(model.graph.initializers.values())  # values that need no data
+    for node in model.graph:
+        constant = all(value is None or value in known or value.const_value is not None for value in node.inputs)
+        if node.op_type in ("Shape", "Size") or (node.op_type in FOLDED and constant):
+            known.update(node.outputs)
+        elif node.op_type not in _HANDLERS or (node.op_type == "Div" and node.inputs[1] not in known):
+            missing.append(node)
     if missing:
         shown = ", ".join(f"{node.name!r} ({node.op_type})" for node in missing[:12])
         more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""

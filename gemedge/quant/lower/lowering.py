@@ -60,6 +60,7 @@ class Lowering:
         rounding: Rounding,
     ) -> None:
         self.graph = model.graph
+        self.functions = model.functions
         self.opset = model.opset_imports.get("", 18)
         self.ranges = ranges
         self.formats_of = formats_of
