@@ -1,4 +1,4 @@
-# make demo   the main job on real data, in about a minute
+# make demo   the main job on real data, from training to integers, in about a minute
 # make test   ruff, the type checker and the tests
 # Both make .venv first and install what they need into it; a second run starts at once.
 
