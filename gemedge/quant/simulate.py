@@ -4,12 +4,15 @@ The only floats inside are matrix products of integers in float32 or float64, ta
 reach 2**24 or 2**53: in whatever order BLAS adds, every sum is exact.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from gemedge.errors import DataError
+from gemedge.errors import DataError, UsageError
 from gemedge.fixed import Rounding, dequantize, quantize, requantize, rescale
 from gemedge.model import (
     Activate,
@@ -32,25 +35,35 @@ from gemedge.model import (
 )
 
 Integers = dict[str, np.ndarray]
+_KEPT: WeakKeyDictionary[QuantizedModel, dict[str, np.ndarray]] = WeakKeyDictionary()
 _SAMPLES = 8  # at a time: what is between two layers stays in the cache
 
 
 def simulate(
-    model: QuantizedModel, inputs: Mapping[str, np.ndarray], *, layers: Iterable[str] = (), raw: bool = False
+    model: QuantizedModel,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    layers: Iterable[str] = (),
+    raw: bool = False,
+    workers: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The model's outputs, dequantized to float32, for a batch of float inputs by name.
 
     inputs: arrays [batch, *shape]; a lone input may have any name. layers: names of layers whose integers are
-    wanted too. raw gives the outputs' integers. Raises DataError for inputs that do not fit, naming the input.
+    wanted too. raw gives the outputs' integers. workers: threads, None for one a processor, each with a few samples
+    at a time; the results are the same whatever their number. (BLAS has threads of its own, which gain nothing here:
+    set OMP_NUM_THREADS=1.) Raises DataError for inputs that do not fit, naming the input, and UsageError.
     """
     wanted = {name: model.layer(name).output for name in layers}
     keep = {*wanted.values(), *model.outputs.values()}
     given = border(model, inputs)
     samples = len(next(iter(given.values())))
-    parts = [
-        run(model, {name: array[start : start + _SAMPLES] for name, array in given.items()}, keep=keep)
-        for start in range(0, max(samples, 1), _SAMPLES)
-    ]
+
+    def part(start: int) -> Integers:
+        few = {name: array[start : start + _SAMPLES] for name, array in given.items()}
+        return run(model, {name: _entered(model.tensors[name], array) for name, array in few.items()}, keep=keep)
+
+    parts = _in_order(part, range(0, max(samples, 1), _SAMPLES), workers)
     integers = {name: np.concatenate([part[name] for part in parts]) for name in keep}
     results = {name: integers[tensor] for name, tensor in model.outputs.items()}
     if not raw:
@@ -61,23 +74,42 @@ def simulate(
     return results | {name: integers[tensor] for name, tensor in wanted.items()}
 
 
-def border(model: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> Integers:
-    """The inputs as the model's integers; DataError where one is missing, of another shape, or not finite."""
+def _in_order(part: Callable[[int], Integers], starts: range, workers: int | None) -> list[Integers]:
+    """What part gives for each start; the first error in that order, whoever was faster."""
+    count = min(workers if workers is not None else os.cpu_count() or 1, len(starts))
+    if count < 1:
+        raise UsageError(f"workers={workers} must be at least 1")
+    if count == 1:
+        return [part(start) for start in starts]
+    pool = ThreadPoolExecutor(count)
+    try:
+        return list(pool.map(part, starts))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def border(model: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs under the model's names; DataError where one is missing, of another shape, or not finite."""
     given = {model.inputs[0]: next(iter(inputs.values()))} if len(inputs) == len(model.inputs) == 1 else dict(inputs)
     if set(given) != set(model.inputs):
         raise DataError(f"inputs {', '.join(map(repr, inputs))}; the model takes {', '.join(map(repr, model.inputs))}")
-    integers = {}
     for name, array in given.items():
         tensor = model.tensors[name]
         if array.shape[1:] != tensor.shape or array.ndim == 0:
             raise DataError(f"input {name!r} has shape {list(array.shape)}; the model takes [batch, {_list(tensor)}]")
-        if tensor.params is None:
-            integers[name] = array.astype(np.int64)
-            continue
-        if not np.isfinite(array).all():
+        if tensor.params is not None and not np.isfinite(array).all():
             raise DataError(f"input {name!r} holds NaN or infinity")
-        integers[name] = quantize(array, tensor.params).astype(_type(tensor))
-    return integers
+    if len({len(array) for array in given.values()}) > 1:
+        shown = ", ".join(f"{len(array)} in {name!r}" for name, array in given.items())
+        raise DataError(f"inputs must have as many samples each; there are {shown}")
+    return given
+
+
+def _entered(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """Floats as the integers of the tensor; indices as they are."""
+    if tensor.params is None:
+        return array.astype(np.int64)
+    return quantize(array, tensor.params).astype(_type(tensor))
 
 
 def run(model: QuantizedModel, integers: Integers, *, keep: Iterable[str]) -> Integers:
@@ -105,13 +137,13 @@ def _convolution(
     op: Convolution, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
 ) -> np.ndarray:
     """Channels lie last in memory, whatever the shape says: then the copies below move whole rows."""
-    dtype = _exact_type(op.accumulator_bound(tensors))
-    x = np.ascontiguousarray(np.moveaxis(_centred(given[0], tensors[0], dtype), 1, -1))
+    weight = _weight(op, tensors, model)
+    x = np.ascontiguousarray(np.moveaxis(_centred(given[0], tensors[0], weight.dtype.type), 1, -1))
     axes = len(op.strides)
     margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
     windows = _windows(np.pad(x, margins), op.weight.shape[2:], op.strides, op.dilations)
     multiply = _depthwise if op.groups == x.shape[-1] == len(op.weight) > 1 else _grouped
-    sums = np.moveaxis(multiply(windows, op.weight.astype(dtype), op.groups, axes), -1, 1)
+    sums = np.moveaxis(multiply(windows, weight, op.groups, axes), -1, 1)
     return _requantized(sums, op, made, model, axis=1)
 
 
@@ -137,8 +169,23 @@ def _depthwise(windows: np.ndarray, weight: np.ndarray, _: int, axes: int) -> np
 def _dense(
     op: Dense, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, model: QuantizedModel
 ) -> np.ndarray:
-    x = _centred(given[0], tensors[0], _exact_type(op.accumulator_bound(tensors)))
-    return _requantized(np.matmul(x, op.weight.astype(x.dtype).T), op, made, model, axis=-1)
+    weight = _weight(op, tensors, model)
+    x = _centred(given[0], tensors[0], weight.dtype.type)
+    return _requantized(np.matmul(x, weight.T), op, made, model, axis=-1)
+
+
+def _weight(op: Convolution | Dense, tensors: list[Tensor], model: QuantizedModel) -> np.ndarray:
+    """The weights in the type in which their products add exactly, with channels last in memory."""
+    known = _kept(model)
+    if op.name not in known:
+        last: np.ndarray = np.moveaxis(op.weight, 1, -1).astype(_exact_type(op.accumulator_bound(tensors)))
+        known[op.name] = np.moveaxis(last, -1, 1)
+    return known[op.name]
+
+
+def _kept(model: QuantizedModel) -> dict[str, np.ndarray]:
+    """What is derived from a layer once for all batches, by the layer's name; it goes with the model."""
+    return _KEPT.setdefault(model, {})
 
 
 def _requantized(
@@ -173,7 +220,12 @@ def _stored(values: np.ndarray, made: Tensor) -> np.ndarray:
 def _activate(
     op: Activate, given: list[np.ndarray], _: list[Tensor], made: Tensor, model: QuantizedModel
 ) -> np.ndarray:
-    return model.kernels[op.name](given[0]).astype(_type(made), copy=False)
+    """By a table of the kernel's outputs for all codes, in the order of their bits: 0 and up, then the negative."""
+    known = _kept(model)
+    if op.name not in known:
+        codes = np.arange(1 << given[0].itemsize * 8).astype(f"u{given[0].itemsize}").view(given[0].dtype)
+        known[op.name] = model.kernels[op.name](codes).astype(_type(made))
+    return known[op.name][given[0].view(f"u{given[0].itemsize}")]
 
 
 def _lookup(op: Lookup, given: list[np.ndarray], tensors: list[Tensor], *_: Any) -> np.ndarray:
