@@ -1,19 +1,21 @@
 """The one meaning of a quantized model: integers from the border's quantize to its dequantize.
 
 The only floats inside are matrix products of integers in float32 or float64, taken where no partial sum can
-reach 2**24 or 2**53: in whatever order BLAS adds, every sum is exact.
+reach 2**24 or 2**53: in whatever order BLAS adds, every sum is exact; and rescalings in float64 where they are
+proven to round as the integers do (_floats_round_exactly).
 """
 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import gcd
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from gemedge.errors import DataError, UsageError
-from gemedge.fixed import Rounding, dequantize, quantize, requantize, rescale
+from gemedge.fixed import Rounding, dequantize, quantize, requantize
 from gemedge.model import (
     Activate,
     AveragePool,
@@ -34,8 +36,9 @@ from gemedge.model import (
     Transpose,
 )
 
+_JOINED = 64  # rows at most
 Integers = dict[str, np.ndarray]
-_KEPT: WeakKeyDictionary[QuantizedModel, dict[str, np.ndarray]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[QuantizedModel, dict[tuple[str, int], np.ndarray]] = WeakKeyDictionary()
 _SAMPLES = 8  # at a time: what is between two layers stays in the cache
 
 
@@ -143,8 +146,8 @@ def _convolution(
     margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
     windows = _windows(np.pad(x, margins), op.weight.shape[2:], op.strides, op.dilations)
     multiply = _depthwise if op.groups == x.shape[-1] == len(op.weight) > 1 else _grouped
-    sums = np.moveaxis(multiply(windows, weight, op.groups, axes), -1, 1)
-    return _requantized(sums, op, made, model, axis=1)
+    sums = multiply(windows, weight, op.groups, axes)
+    return np.moveaxis(_requantized(sums, op, made, model), -1, 1)
 
 
 def _grouped(windows: np.ndarray, weight: np.ndarray, groups: int, axes: int) -> np.ndarray:
@@ -171,31 +174,67 @@ def _dense(
 ) -> np.ndarray:
     weight = _weight(op, tensors, model)
     x = _centred(given[0], tensors[0], weight.dtype.type)
-    return _requantized(np.matmul(x, weight.T), op, made, model, axis=-1)
+    return _requantized(np.matmul(x, weight.T), op, made, model)
 
 
 def _weight(op: Convolution | Dense, tensors: list[Tensor], model: QuantizedModel) -> np.ndarray:
     """The weights in the type in which their products add exactly, with channels last in memory."""
-    known = _kept(model)
-    if op.name not in known:
+    known, key = _kept(model), (op.name, 0)
+    if key not in known:
         last: np.ndarray = np.moveaxis(op.weight, 1, -1).astype(_exact_type(op.accumulator_bound(tensors)))
-        known[op.name] = np.moveaxis(last, -1, 1)
-    return known[op.name]
+        known[key] = np.moveaxis(last, -1, 1)
+    return known[key]
 
 
-def _kept(model: QuantizedModel) -> dict[str, np.ndarray]:
-    """What is derived from a layer once for all batches, by the layer's name; it goes with the model."""
+def _repeated(op: Convolution | Dense, times: int, model: QuantizedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bias, mantissa and shift of each channel, all channels one after another so many times."""
+    known, key = _kept(model), (op.name, times)
+    if key not in known:
+        known[key] = np.tile(np.stack([op.bias, op.mantissa, op.shift]).astype(np.int64), times)
+    bias, mantissa, shift = known[key]
+    return bias, mantissa, shift
+
+
+def _kept(model: QuantizedModel) -> dict[tuple[str, int], np.ndarray]:
+    """What is derived from layers once for all batches, by a layer's name and how often repeated (0: its weights
+    or table); it goes with the model.
+    """
     return _KEPT.setdefault(model, {})
 
 
-def _requantized(
-    sums: np.ndarray, op: Convolution | Dense, made: Tensor, model: QuantizedModel, axis: int
-) -> np.ndarray:
-    shape = [1] * sums.ndim
-    shape[axis] = -1
-    accumulator = sums.astype(np.int64)
-    accumulator += op.bias.reshape(shape)
-    return _stored(_scaled(accumulator, op.mantissa.reshape(shape), op.shift.reshape(shape), model), made)
+def _requantized(sums: np.ndarray, op: Convolution | Dense, made: Tensor, model: QuantizedModel) -> np.ndarray:
+    """Sums [..., channels], whose memory is used, with bias, rescaled and stored.
+
+    Rows are joined and the channels' numbers repeated with them, as NumPy's loops over few channels are slow.
+    """
+    rows = gcd(sums.size // sums.shape[-1], _JOINED)
+    bias, mantissa, shift = _repeated(op, rows, model)
+    values = sums.reshape(-1, rows * sums.shape[-1])
+    if sums.dtype != np.int64 and _floats_round_exactly(op, made, model):
+        values += bias.astype(values.dtype)
+        nearest = np.multiply(values, np.ldexp(mantissa.astype(np.float64), -shift), dtype=np.float64)
+        nearest += made.quantized.zero_point + 0.5
+        np.floor(nearest, out=nearest)
+        params = made.quantized
+        stored = np.clip(nearest, params.raw_min, params.raw_max, out=nearest).astype(_type(made))
+    else:
+        accumulator = values.astype(np.int64)
+        accumulator += bias
+        stored = _stored(_scaled(accumulator, mantissa, shift, model), made)
+    return stored.reshape(sums.shape)
+
+
+def _floats_round_exactly(op: Convolution | Dense, made: Tensor, model: QuantizedModel) -> bool:
+    """That floor(fl(fl(accumulator * factor) + zero_point + 1/2)) in float64, saturated, is the integer to store.
+
+    Let r = v + zero_point + 1/2 with v = accumulator * mantissa * 2**-shift, exactly, and b the output's bits. The
+    factor mantissa * 2**-shift is a float64, so is the accumulator; each of the two operations rounds once.
+    Where r lies from raw_min to raw_max + 1, |v| <= 2**b + 1/2 and |r| <= 2**(b - 1), and the two roundings move r
+    by less than 2**(b - 52). r is a multiple of 2**-shift (of 1/2 for shift 0): no integer lies that close to it if
+    shift <= 52 - b, unless r is one. Then v is a half-integer below 2**53, so both operations are exact. Elsewhere
+    r saturates, and so does the float: both operations are monotonic, and exact where r is raw_min or raw_max + 1.
+    """
+    return model.rounding is Rounding.SINGLE and int(op.shift.max()) <= 52 - made.quantized.bits
 
 
 def _scaled(accumulator: np.ndarray, mantissa: np.ndarray, shift: np.ndarray, model: QuantizedModel) -> np.ndarray:
@@ -221,11 +260,11 @@ def _activate(
     op: Activate, given: list[np.ndarray], _: list[Tensor], made: Tensor, model: QuantizedModel
 ) -> np.ndarray:
     """By a table of the kernel's outputs for all codes, in the order of their bits: 0 and up, then the negative."""
-    known = _kept(model)
-    if op.name not in known:
+    known, key = _kept(model), (op.name, 0)
+    if key not in known:
         codes = np.arange(1 << given[0].itemsize * 8).astype(f"u{given[0].itemsize}").view(given[0].dtype)
-        known[op.name] = model.kernels[op.name](codes).astype(_type(made))
-    return known[op.name][given[0].view(f"u{given[0].itemsize}")]
+        known[key] = model.kernels[op.name](codes).astype(_type(made))
+    return known[key][given[0].view(f"u{given[0].itemsize}")]
 
 
 def _lookup(op: Lookup, given: list[np.ndarray], tensors: list[Tensor], *_: Any) -> np.ndarray:
@@ -245,8 +284,14 @@ def _interpolate(
 def _combine(
     op: Combine, given: list[np.ndarray], tensors: list[Tensor], made: Tensor, _: QuantizedModel
 ) -> np.ndarray:
-    parts = [_centred(x, t, np.int64) * m for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
-    return _stored(rescale(sum(parts[1:], parts[0]), 1, op.shift), made)
+    """In 32 bits where the sum, with the half that rounds it and the zero point, stays within; else in 64."""
+    half = 1 << int(op.shift) >> 1
+    wide = np.int32 if op.accumulator_bound(tensors) + half + 128 < 1 << 31 else np.int64
+    parts = [_centred(x, t, wide) * wide(m) for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
+    total: np.ndarray = sum(parts[1:], parts[0])
+    total += wide(half)
+    np.right_shift(total, wide(op.shift), out=total)
+    return _stored(total, made)
 
 
 def _multiply(
