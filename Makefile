@@ -32,6 +32,7 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 
 bench: $(INSTALLED)
+	@$(PIP) --no-deps seglearn
 	@for file in benchmarks/[a-z]*.py; do case $$file in benchmarks/timing.py) ;; *) \
 	  echo "gemedge: $$file"; PYTHONPATH=. $(BIN)/python $$file;; esac; done
 

@@ -70,7 +70,7 @@ def test_as_many_parts_run_at_once_as_there_are_workers(monkeypatch, workers):
 def test_an_error_is_that_of_the_first_part_that_fails(monkeypatch):
     second = threading.Event()
 
-    def failing(_, integers, *, keep):
+    def failing(_, integers, **__):
         first = (integers[next(iter(integers))][0] == marked).all()
         if not first:
             second.set()
