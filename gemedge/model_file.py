@@ -15,7 +15,8 @@ import numpy as np
 from gemedge.activation import Activation
 from gemedge.errors import GemedgeError, ModelError
 from gemedge.fixed import QuantParams, Rounding
-from gemedge.model import Op, QuantizedModel, Tensor
+from gemedge.model import Op, QuantizedModel
+from gemedge.operators import Tensor
 
 FORMAT = "gemedge model"
 VERSION = 1

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from gemedge.fixed import QuantParams, Rounding
-from gemedge.model import Combine, Dense, Tensor
-from gemedge.quant import simulate as module
+from gemedge.operators import Combine, Dense, Tensor
+from gemedge.quant import evaluate as module
 
 
 class Model(SimpleNamespace):
     __hash__ = object.__hash__
 
 
-MODEL = Model(rounding=Rounding.SINGLE)
+def evaluate_run(rounding=Rounding.SINGLE):
+    return module.Run(Model(rounding=rounding), 1)
 
 
 def tensor(bits, zero_point=0):
@@ -60,10 +61,10 @@ def test_float64_rounds_as_the_integers_do(bits, shift, zero_point):
     pairs = rows(bits, shift)
     mantissa, bias = np.array([m for _, m in pairs]), np.arange(len(pairs)) % 7 - 3
     op = Dense("d", ("t",), "t", np.zeros((len(pairs), 1), np.int8), bias, mantissa, np.full(len(pairs), shift))
-    model = Model(rounding=Rounding.SINGLE)
-    assert module._floats_round_exactly(op, made, model)
+    given, run = tensor(bits), evaluate_run()
+    assert module._floats_round_exactly(op, [given], made, run)
     sums = np.array([[accumulator - int(b) for (accumulator, _), b in zip(pairs, bias, strict=True)]], np.float64)
-    found = module._requantized(sums.repeat(3, axis=0), op, made, model)
+    found = module._weighted(sums.repeat(3, axis=0), op, [given], made, run)
     expected = [stored(accumulator, m, shift, made.quantized) for accumulator, m in pairs]
     np.testing.assert_array_equal(found, [expected] * 3)
     assert len(set(expected)) > 20
@@ -72,10 +73,10 @@ def test_float64_rounds_as_the_integers_do(bits, shift, zero_point):
 @pytest.mark.parametrize(("bits", "shift"), [(8, 45), (16, 37)])
 def test_floats_are_not_used_where_they_are_not_proven(bits, shift):
     op = Dense("d", ("t",), "t", np.zeros((1, 1), np.int8), np.array([0]), np.array([1]), np.array([shift]))
-    assert not module._floats_round_exactly(op, tensor(bits), MODEL)
-    assert not module._floats_round_exactly(
-        replace(op, shift=np.array([8])), tensor(8), Model(rounding=Rounding.DOUBLE)
-    )
+    given = [tensor(bits)]
+    assert not module._floats_round_exactly(op, given, tensor(bits), evaluate_run())
+    twice, given = replace(op, shift=np.array([8])), [tensor(8)]
+    assert not module._floats_round_exactly(twice, given, tensor(8), evaluate_run(Rounding.DOUBLE))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_sums_are_those_of_long_integers(bits, mantissa, shift):
     op = Combine("c", ("a", "b"), "t", np.array(mantissa), np.array(shift))
     ends = [given[0].quantized.raw_min, -1, 0, 5, given[0].quantized.raw_max]
     x, y = (part.astype(f"i{bits // 8}") for part in np.meshgrid(ends, ends))
-    found = module._combine(op, [x, y], given, tensor(bits, 3 if bits == 8 else 0), MODEL)
+    found = module._combine(op, [x, y], given, tensor(bits, 3 if bits == 8 else 0), evaluate_run())
     made = tensor(bits, 3 if bits == 8 else 0).quantized
     for row, column in np.ndindex(x.shape):
         pair = [int(v[row, column]) - t.quantized.zero_point for v, t in zip((x, y), given, strict=True)]

@@ -15,6 +15,7 @@ from gemedge.capture import capture_module
 from gemedge.cli import _status
 from gemedge.fixed import Rounding
 from gemedge.model import SCHEMES
+from gemedge.quant import evaluate
 from gemedge.quant import simulate as module
 from gemedge.quant.quantize import quantize
 from gemedge.quant.simulate import simulate
@@ -87,13 +88,13 @@ def test_an_error_is_that_of_the_first_part_that_fails(monkeypatch):
 
 def test_what_is_kept_for_a_model_goes_with_it():
     gc.collect()
-    before = len(module._KEPT)
+    before = len(evaluate._KEPT)
     model = quantized()
     simulate(model, {"x": images()})
-    assert len(module._KEPT) == before + 1
+    assert len(evaluate._KEPT) == before + 1
     del model
     gc.collect()
-    assert len(module._KEPT) == before
+    assert len(evaluate._KEPT) == before
 
 
 def test_no_workers_are_refused():

@@ -9,7 +9,8 @@ import numpy as np
 from gemedge import model_file
 from gemedge.errors import FormatError, ModelError, PromiseError
 from gemedge.kernel import FixedActivation
-from gemedge.model import Op, QuantizedModel, Tensor
+from gemedge.model import Op, QuantizedModel
+from gemedge.operators import Tensor
 
 HEADER = ("layer", "operator", "output", "weights, bytes")
 

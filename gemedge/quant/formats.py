@@ -1,12 +1,11 @@
 """Which integers stand for a tensor: the parameters that each scheme gives a range, and weights in them."""
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
 from gemedge.errors import QuantizationError
-from gemedge.fixed import Multiplier, QuantParams, Rounding, scaling
+from gemedge.fixed import QuantParams
 from gemedge.model import Scheme
 
 _ACTIVATION_BITS = {"int8": 8, "q7": 8, "int16x8": 16, "q15": 16}
@@ -16,14 +15,21 @@ _POWER_OF_TWO = {"q7", "q15"}
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """A scheme with its rounding: everything that depends on them when numbers become integers."""
+    """A scheme: everything that depends on it when numbers become integers."""
 
     scheme: Scheme
-    rounding: Rounding
 
     @property
     def bits(self) -> int:
         return _ACTIVATION_BITS[self.scheme]
+
+    @property
+    def affine(self) -> bool:
+        return self.scheme == "int8"
+
+    @property
+    def power_of_two(self) -> bool:
+        return self.scheme in _POWER_OF_TWO
 
     def params(self, low: float, high: float) -> QuantParams:
         """The parameters for a range, widened to hold zero exactly.
@@ -34,7 +40,7 @@ class Formats:
         if not np.isfinite([low, high]).all():
             raise QuantizationError(f"range {low} to {high} must be finite")
         largest = max(-low, high) or 1.0
-        if self.scheme == "int8":
+        if self.affine:
             scale = float(np.float32(((high - low) or 1.0) / 255))
             zero_point = int(np.clip(np.rint(-128 - low / scale), -128, 127))
             return QuantParams(scale, zero_point, 8)
@@ -49,21 +55,10 @@ class Formats:
         codes = np.rint(weight.astype(np.float64) / scales.reshape(-1, *[1] * (weight.ndim - 1)))
         return np.clip(codes, -limit, limit).astype(f"i{bits // 8}"), scales
 
-    def scaling(self, real: Fraction, bound: int) -> tuple[int, int]:
-        """Mantissa and shift for an accumulator up to bound, by the model's rounding."""
-        if self.rounding is Rounding.DOUBLE:
-            multiplier = Multiplier.from_real(real)
-            return multiplier.mantissa, 31 - multiplier.shift
-        return scaling(real, bound, power_of_two=self.scheme in _POWER_OF_TWO)
-
-    def scalings(self, reals: list[Fraction], bound: int) -> tuple[np.ndarray, np.ndarray]:
-        pairs = [self.scaling(real, bound) for real in reals]
-        return np.array([m for m, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
-
     def _symmetric(self, largest: np.ndarray, bits: int) -> np.ndarray:
         """The scales, float32 numbers, with which 2**(bits - 1) - 1 stands for the largest magnitudes or more."""
         limit = (1 << (bits - 1)) - 1
-        if self.scheme not in _POWER_OF_TWO:
+        if not self.power_of_two:
             return (largest / limit).astype(np.float32).astype(np.float64)
         fine = np.exp2(np.ceil(np.log2(largest / (limit + 0.5))))  # limit + 1/2 still rounds to the limit
         return np.asarray(np.where(largest / fine < limit + 0.5, fine, 2 * fine))

@@ -1,0 +1,389 @@
+"""What lowering one node needs to know: which integers stand for each tensor, and where the batch lies.
+
+Integer tensors have no batch axis, ONNX's have one somewhere, mostly first. A batch of free size is given a prime
+size that no other axis has, so that it is known again in every shape that a node computes. Where ONNX merges the
+batch with an axis of k, as heads of attention are, the integers keep an axis of k in its place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from gemedge.errors import GemedgeError, QuantizationError, UnsupportedError
+from gemedge.fixed import Multiplier, QuantParams, Rounding, scaling
+from gemedge.fixed import quantize as to_integers
+from gemedge.model import Op, accumulator_bits, uses_gemmlowp
+from gemedge.moving import Clamp, Constant
+from gemedge.operators import Tensor
+from gemedge.quant.formats import Formats
+from gemedge.quant.lower.reading import FOLDED, attribute, fold, name_of, only_reader
+
+_PRIMES = (127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199, 211, 223, 227, 229)
+
+
+class Range(Protocol):
+    """The smallest and the largest value that matters of a tensor."""
+
+    @property
+    def min(self) -> float: ...
+    @property
+    def max(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a rescaling layer makes: the ONNX value, its parameters, and the clamp that takes a Relu's place."""
+
+    value: ir.Value
+    params: QuantParams
+    clamp: tuple[int, int] | None = None
+
+
+Handler = Callable[["Lowering", ir.Node], None]
+
+
+class Lowering:
+    """The layers and tensors made so far.
+
+    formats_of: the Formats of a layer by its name. Constants that are read as tensors become layers when first read.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        ranges: Mapping[str, Range],
+        formats_of: Callable[[str], Formats],
+        rounding: Rounding,
+    ) -> None:
+        self.graph = model.graph
+        self.opset = model.opset_imports.get("", 18)
+        self.ranges = ranges
+        self.formats_of = formats_of
+        self.rounding = rounding
+        self.tensors: dict[str, Tensor] = {}
+        self.layers: list[Op] = []
+        self.values: dict[str, Tensor] = {}  # by the ONNX name
+        self.batch_axes: dict[str, int] = {}
+        self.merged: set[str] = set()  # values whose batch axis holds more than the batch
+        self.masks: dict[str, np.ndarray] = {}  # of numbers that only a Softmax reads
+        self.absorbed: set[ir.Node] = set()
+        self._constants: dict[str, np.ndarray] = {}
+        self._names: set[str] = set()
+        self.batch = self._batch_size()
+
+    def lower(self, handlers: Mapping[str, Handler]) -> None:
+        """Every node by its handler; constants by folding. An error names the node."""
+        for value in self.graph.inputs:
+            self._input(value)
+        for node in self.graph:
+            if node in self.absorbed:
+                continue
+            try:
+                if not self._folded(node):
+                    handlers[node.op_type](self, node)
+            except GemedgeError as error:
+                raise type(error)(f"node {node.name!r} ({node.op_type}): {error}") from error
+
+    # Tensors and constants
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        if value is None:
+            return None
+        if value.const_value is not None:
+            return value.const_value.numpy()
+        return self._constants.get(name_of(value))
+
+    def required(self, node: ir.Node, index: int) -> np.ndarray:
+        array = self.constant(node.inputs[index]) if index < len(node.inputs) else None
+        if array is None:
+            raise UnsupportedError(f"its input {index} must be a constant")
+        return array
+
+    def optional(self, node: ir.Node, index: int) -> np.ndarray | None:
+        """The constant input, None where there is none; a tensor in its place is refused."""
+        missing = index >= len(node.inputs) or node.inputs[index] is None
+        return None if missing else self.required(node, index)
+
+    def source(self, value: ir.Value | None, node: ir.Node | None = None) -> Tensor:
+        """The tensor that a node reads; a constant becomes a layer of its own, its batch axis dropped."""
+        if value is None:
+            raise UnsupportedError("an input is missing")
+        if name_of(value) in self.values:
+            return self.values[name_of(value)]
+        array = self.constant(value)
+        if array is None:
+            raise UnsupportedError(f"input {name_of(value)!r} is neither a tensor nor a constant")
+        sample = self.sample(array, node)
+        formats = self.formats_of((node.name if node else None) or "")
+        if not np.isfinite(array).all():
+            raise UnsupportedError(f"constant {name_of(value)!r} holds infinity or NaN")
+        params = formats.params(float(array.min(initial=0)), float(array.max(initial=0)))
+        codes = to_integers(sample, params).astype(f"i{params.bits // 8}")
+        tensor = Tensor(self._unused(name_of(value)), codes.shape, params)
+        self.layers.append(Constant(self._layer_name(f"constant {tensor.name}"), (), tensor.name, codes))
+        return self._known(value, tensor, 0)
+
+    def sources(self, node: ir.Node) -> list[Tensor]:
+        """What an element-wise node reads. The batch must lie equally far from the last axis in all of it."""
+        given = [value for value in node.inputs if value is not None]
+        places = {len(self.shape(value)) - self.batch_axis(value) for value in given if self.constant(value) is None}
+        if len(places) > 1:
+            raise UnsupportedError("its inputs have the batch on different axes")
+        return [self.source(value, node) for value in given]
+
+    def shape(self, value: ir.Value) -> list[int]:
+        """The ONNX shape, with the batch's size in its place."""
+        if name_of(value) in self.values:
+            sizes = list(self.values[name_of(value)].shape)
+            if name_of(value) in self.merged:
+                sizes[self.batch_axis(value)] *= self.batch
+            else:
+                sizes.insert(self.batch_axis(value), self.batch)
+            return sizes
+        array = self.constant(value)
+        if array is None:
+            raise UnsupportedError(f"input {name_of(value)!r} is neither a tensor nor a constant")
+        return list(array.shape)
+
+    def batch_axis(self, value: ir.Value) -> int:
+        return self.batch_axes.get(name_of(value), 0)
+
+    def axis(self, value: ir.Value, axis: int) -> int:
+        """An axis of an ONNX tensor, negative ones from the end, as an axis of the integers without the batch."""
+        count, batch = len(self.shape(value)), self.batch_axis(value)
+        if not -count <= axis < count:
+            raise UnsupportedError(f"axis {axis} of a tensor with {count}")
+        if axis % count == batch:
+            raise UnsupportedError(f"axis {axis} is the batch")
+        return axis % count - (axis % count > batch and name_of(value) not in self.merged)
+
+    def params(self, value: ir.Value, node: ir.Node | None = None) -> QuantParams:
+        """The parameters that a value's range gives in the format of the layer that makes it."""
+        name = name_of(value)
+        if name not in self.ranges:
+            raise QuantizationError(f"tensor {name!r} has no range; calibrate with data that reaches it")
+        layer = node or value.producer()
+        formats = self.formats_of((layer.name if layer is not None else name) or "")
+        return formats.params(self.ranges[name].min, self.ranges[name].max)
+
+    def formats(self, node: ir.Node) -> Formats:
+        return self.formats_of(node.name or "")
+
+    # Layers
+
+    def add(
+        self,
+        node: ir.Node,
+        kind: Callable[..., Op],
+        given: Sequence[Tensor],
+        *fields: Any,
+        target: Target | None = None,
+        step: str = "",
+        batch: int | None = None,
+        merged: bool | None = None,
+    ) -> Tensor:
+        """A layer for a node, and the tensor that it makes.
+
+        target: by default the node's output with its input's parameters. step names a layer within a node, whose
+        tensor is not an ONNX one. batch: the output's batch axis, and whether it is merged with another; as the
+        input's by default.
+        """
+        value = target.value if target is not None else node.outputs[0]
+        params = target.params if target is not None else given[0].params
+        clamp = target.clamp if target is not None else None
+        inner = step or ("unclamped" if clamp else "")
+        made = self._append(node.name or name_of(value), name_of(value), step, inner, kind, given, fields, params)
+        if clamp:
+            made = self._append(node.name or name_of(value), name_of(value), "clamp", "", Clamp, [made], clamp, params)
+        if not step:
+            self._known(value, made, self._batch_after(node.inputs) if batch is None else batch)
+            if merged or (merged is None and self.is_merged(node)):
+                self.merged.add(name_of(value))
+        return made
+
+    def _append(
+        self,
+        layer_name: str,
+        value_name: str,
+        step: str,
+        inner: str,
+        kind: Callable[..., Op],
+        given: Sequence[Tensor],
+        fields: Sequence[Any],
+        params: QuantParams | None,
+    ) -> Tensor:
+        """A layer, `step` of a node's if that is not empty, and its tensor, `inner` of a value's likewise."""
+        output = self._unused(f"{value_name} {inner}" if inner else value_name)
+        name = self._layer_name(f"{layer_name}/{step}" if step else layer_name)
+        layer = kind(name, tuple(tensor.name for tensor in given), output, *fields)
+        tensor = Tensor(output, layer.output_shape([tensor.shape for tensor in given]), params)
+        self.layers.append(layer)
+        self.tensors[output] = tensor
+        return tensor
+
+    def alias(self, node: ir.Node, tensor: Tensor) -> None:
+        """The node's output is its input's tensor."""
+        self.values[name_of(node.outputs[0])] = tensor
+        self.batch_axes[name_of(node.outputs[0])] = self._batch_after(node.inputs)
+        if self.is_merged(node):
+            self.merged.add(name_of(node.outputs[0]))
+
+    def is_merged(self, node: ir.Node) -> bool:
+        """Whether the batch shares its axis in what the node reads."""
+        return any(value is not None and name_of(value) in self.merged for value in node.inputs)
+
+    def target(self, node: ir.Node, value: ir.Value | None = None) -> Target:
+        """Where a rescaling layer puts its output: behind a Relu or Clip that alone reads it, which is absorbed.
+
+        Rounding is monotone, so clamping the codes equals clamping the numbers before they are rounded.
+        """
+        value = value or node.outputs[0]
+        reader = only_reader(value)
+        bounds = None if reader is None else self._bounds(reader)
+        if reader is None or bounds is None:
+            return Target(value, self.params(value, node))
+        self.absorbed.add(reader)
+        final = reader.outputs[0]
+        params = self.params(final, node)
+        low, high = (int(code) for code in to_integers(np.array(bounds), params))
+        clamp = (low, high) if (low, high) != (params.raw_min, params.raw_max) else None
+        return Target(final, params, clamp)
+
+    def _bounds(self, reader: ir.Node) -> tuple[float, float] | None:
+        """Between which numbers a Relu or Clip holds its input, where those are constants."""
+        if reader.domain not in ("", "ai.onnx") or reader.op_type not in ("Relu", "Clip"):
+            return None
+        if reader.op_type == "Relu":
+            return 0.0, np.inf
+        given = [*reader.inputs[1:], None, None][:2]
+        found = [self.constant(value) for value in given]
+        if any(value is not None and constant is None for value, constant in zip(given, found, strict=True)):
+            return None
+        low, high = (
+            default if c is None else float(c.item()) for c, default in zip(found, (-np.inf, np.inf), strict=True)
+        )
+        return low, high
+
+    def real(self, numerator: Sequence[float], denominator: float) -> Fraction:
+        """The product of scales over a scale: exactly, or for gemmlowp's law in float64 as TensorFlow Lite does."""
+        if self.rounding is Rounding.DOUBLE:
+            product = 1.0
+            for scale in numerator:
+                product *= scale
+            return Fraction(product / denominator)
+        exact = Fraction(1)
+        for scale in numerator:
+            exact *= Fraction(scale)
+        return exact / Fraction(denominator)
+
+    def scalings(self, draft: Op, given: Sequence[Tensor], reals: Sequence[Fraction]) -> tuple[np.ndarray, np.ndarray]:
+        """Mantissas and shifts of a layer whose draft says how far its accumulator reaches."""
+        bound = draft.accumulator_bound(given)
+        pairs = [self._scaling(draft, given, real, bound) for real in reals]
+        return np.array([m for m, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
+
+    def _scaling(self, draft: Op, given: Sequence[Tensor], real: Fraction, bound: int) -> tuple[int, int]:
+        if uses_gemmlowp(draft, given, self.rounding):
+            multiplier = Multiplier.from_real(real)
+            return multiplier.mantissa, 31 - multiplier.shift
+        if self.rounding is Rounding.DOUBLE and accumulator_bits(draft, given) > 32:
+            return _sixteen_bits(real)
+        power_of_two = real.numerator & (real.numerator - 1) == 0 == real.denominator & (real.denominator - 1)
+        return scaling(real, bound, power_of_two=power_of_two)
+
+    # Bookkeeping
+
+    def _input(self, value: ir.Value) -> None:
+        if value.shape is None or len(value.shape) == 0:
+            raise UnsupportedError(f"tensor {name_of(value)!r} has no known shape with a batch")
+        sizes = tuple(value.shape)[1:]
+        if not all(isinstance(size, int) for size in sizes):
+            shown = ", ".join(str(size) for size in value.shape)
+            raise UnsupportedError(f"tensor {name_of(value)!r} of shape [{shown}] varies in more than its first axis")
+        whole = value.dtype is not None and value.dtype.is_integer()
+        shape = tuple(int(size) for size in sizes)  # type: ignore[arg-type]
+        self._known(value, Tensor(self._unused(name_of(value)), shape, None if whole else self.params(value)), 0)
+
+    def _known(self, value: ir.Value, tensor: Tensor, batch: int) -> Tensor:
+        self.tensors[tensor.name] = self.values[name_of(value)] = tensor
+        self.batch_axes[name_of(value)] = batch
+        return tensor
+
+    def _batch_after(self, inputs: Sequence[ir.Value | None]) -> int:
+        """The batch axis of what has as many axes as the longest input."""
+        axes = [
+            (len(self.shape(value)), self.batch_axis(value))
+            for value in inputs
+            if value is not None and name_of(value) in self.values
+        ]
+        return max(axes, default=(0, 0))[1]
+
+    def sample(self, array: np.ndarray, node: ir.Node | None) -> np.ndarray:
+        """A constant without the axis that meets the batch, which must hold the same numbers throughout."""
+        if node is None:
+            return array
+        beside = [value for value in node.inputs if value is not None and name_of(value) in self.values]
+        longest, batch = max(((len(self.shape(v)), self.batch_axis(v)) for v in beside), default=(array.ndim, 0))
+        axes = max(longest, array.ndim)
+        batch += axes - longest
+        full = array.reshape((1,) * (axes - array.ndim) + array.shape)
+        if self.is_merged(node):
+            if full.shape[batch] != 1:
+                raise UnsupportedError("a constant reaches along an axis merged with the batch")
+            return full
+        first = full.take(0, axis=batch)
+        if not (full == np.expand_dims(first, batch)).all():
+            raise UnsupportedError("a constant differs from sample to sample")
+        return first
+
+    def _folded(self, node: ir.Node) -> bool:
+        """Whether the node was constant; what it makes is then known."""
+        if node.op_type in ("Shape", "Size") and node.inputs[0] is not None:
+            sizes = np.array(self.shape(node.inputs[0]), np.int64)
+            if node.op_type == "Size":
+                made = [np.array(sizes.prod())]
+            else:
+                made = [sizes[attribute(node, "start", 0) : attribute(node, "end", None)]]
+        else:
+            constants = [self.constant(value) for value in node.inputs]
+            known = all(c is not None or v is None for c, v in zip(constants, node.inputs, strict=True))
+            if not known or node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
+                return False
+            made = fold(node, constants, self.opset)
+        for value, array in zip(node.outputs, made, strict=True):
+            self._constants[name_of(value)] = array
+        return True
+
+    def _batch_size(self) -> int:
+        given = self.graph.inputs[0].shape if self.graph.inputs else None
+        if given is not None and len(given) and isinstance(given[0], int):
+            return given[0]
+        values = [*self.graph.inputs, *(value for node in self.graph for value in node.outputs)]
+        sizes = {size for value in values if value.shape is not None for size in value.shape if isinstance(size, int)}
+        return next(prime for prime in (*_PRIMES, 1) if all(size % prime for size in sizes if size))
+
+    def _layer_name(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self._names:
+            count += 1
+            unique = f"{name} {count}"
+        self._names.add(unique)
+        return unique
+
+    def _unused(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self.tensors:
+            count += 1
+            unique = f"{name} {count}"
+        return unique
+
+
+def _sixteen_bits(real: Fraction) -> tuple[int, int]:
+    """TensorFlow Lite's mantissa of 15 bits for 64-bit accumulators, and the shift to the right that goes with it."""
+    multiplier = Multiplier.from_real(real)
+    reduced = (multiplier.mantissa + (1 << 15)) >> 16 if multiplier.mantissa < 0x7FFF0000 else 0x7FFF
+    return reduced, 15 - multiplier.shift
