@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import numpy as np
 import pytest
@@ -95,6 +95,19 @@ def test_what_is_kept_for_a_model_goes_with_it():
     del model
     gc.collect()
     assert len(evaluate._KEPT) == before
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int16x8"])  # rescaled in float64, and in integers
+def test_saturated_numbers_are_counted_over_all_threads(scheme):
+    model, counts = quantized(scheme), {}
+    for workers in (1, 3):
+        counts[workers] = Counter()
+        simulate(model, {"x": 40 * images()}, saturated=counts[workers], workers=workers)
+    raw = simulate(model, {"x": 40 * images()}, layers=["0"], raw=True)["0"]
+    params = model.tensors[model.layers[0].output].quantized
+    ends = int(((raw == params.raw_min) | (raw == params.raw_max)).sum())
+    assert counts[1] == counts[3]
+    assert 0.7 * ends < counts[1]["0"] <= ends
 
 
 def test_no_workers_are_refused():
