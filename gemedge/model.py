@@ -107,6 +107,8 @@ class QuantizedModel:
         layer.require(len(tensors) == _inputs_of(layer, tensors), f"{len(tensors)} inputs")
         shape = layer.output_shape([tensor.shape for tensor in tensors])
         layer.require(shape == made.shape, f"it makes {list(shape)}, its output is {list(made.shape)}")
+        doubled = not isinstance(layer, GemmlowpSum) or self.rounding is Rounding.DOUBLE
+        layer.require(doubled, "it belongs to rounding double")
         bound = layer.accumulator_bound(tensors)
         bits = accumulator_bits(layer, tensors)
         if bound >= 1 << (bits - 1):

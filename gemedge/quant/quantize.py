@@ -52,8 +52,13 @@ def quantize(
 
 
 def _refuse_unsupported(model: ir.Model) -> None:
-    known = _HANDLERS.keys() | FOLDED | {"Shape", "Size"}
-    missing = [node for node in model.graph if node.op_type not in known]
+    missing, constant = [], set(model.graph.initializers)
+    for node in model.graph:
+        folded = node.op_type in FOLDED and all(v is None or name_of(v) in constant for v in node.inputs)
+        if folded or node.op_type in ("Shape", "Size"):
+            constant.update(name_of(value) for value in node.outputs)
+        elif node.op_type not in _HANDLERS:
+            missing.append(node)
     if missing:
         shown = ", ".join(f"{node.name!r} ({node.op_type})" for node in missing[:12])
         more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""

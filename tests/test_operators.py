@@ -1,0 +1,531 @@
+"""Every operator: from ONNX to integers that a second reading of the file gives too, near onnxruntime's numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import independent
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from float_runs import decibels, float_tensors, ranges_of
+from networks import NETWORKS
+
+import gemedge.nn as gnn
+from gemedge import DataError, GemedgeError, model_file
+from gemedge.capture import capture_module
+from gemedge.fixed import QuantParams, Rounding
+from gemedge.fixed import quantize as to_integers
+from gemedge.model import SCHEMES, QuantizedModel
+from gemedge.quant.quantize import quantize
+from gemedge.quant.simulate import simulate
+
+CASES = [(scheme, Rounding.SINGLE) for scheme in SCHEMES]
+CASES += [("int8", Rounding.DOUBLE), ("int16x8", Rounding.DOUBLE)]
+RNG = np.random.default_rng(5)
+INF = np.float32(np.inf)
+
+
+def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+    return (scale * RNG.standard_normal(shape)).astype(np.float32)
+
+
+def i64(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int64)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX graph, opset 18, written out: nodes in onnx's text form, from the inputs x (and z) to y.
+
+    loses: decibels below what the scheme reaches at least; moved: the integers are exactly the float output's.
+    """
+
+    body: str
+    inputs: Mapping[str, np.ndarray]
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ("y",)
+    moved: bool = False
+    loses: int = 0
+    layers: tuple[str, ...] = ()
+
+    def model(self) -> ir.Model:
+        kinds = {np.dtype(np.float32): onnx.TensorProto.FLOAT, np.dtype(np.int64): onnx.TensorProto.INT64}
+        graph = onnx.parser.parse_graph(f"g () => () {{ {self.body} }}")
+        for name, array in self.inputs.items():
+            shape = ["N", *array.shape[1:]]
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kinds[array.dtype], shape))
+        for name in self.outputs:
+            graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in self.constants.items())
+        for index, node in enumerate(graph.node):
+            node.name = f"{node.op_type.lower()}{index}"
+        return ir.from_proto(
+            onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+        )
+
+
+def x(*shape: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+    return {"x": normal(3, *shape, scale=scale)}
+
+
+def moved(body: str, inputs: Mapping[str, np.ndarray], **constants: np.ndarray) -> Graph:
+    return Graph(body, inputs, constants, moved=True)
+
+
+def causal(value: float) -> np.ndarray:
+    return np.where(np.tril(np.ones((5, 5))), 0, value).astype(np.float32)
+
+
+LOWER = np.tril(np.ones((5, 5), bool))
+IMAGE, ROWS = x(4, 5, 6), x(5, 6)
+GRAPHS = {
+    # Convolutions
+    "transposed convolution": Graph(
+        "y = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]> (x, w, b)",
+        IMAGE,
+        {"w": normal(4, 3, 3, 3), "b": normal(3)},
+    ),
+    "transposed convolution in groups": Graph(
+        "y = ConvTranspose <strides = [2, 3], group = 2, dilations = [2, 1], pads = [0, 1, 1, 0]> (x, w)",
+        IMAGE,
+        {"w": normal(4, 3, 3, 2)},
+    ),
+    "transposed depthwise": Graph(
+        "y = ConvTranspose <strides = [2, 2], group = 4> (x, w)", IMAGE, {"w": normal(4, 1, 2, 2)}
+    ),
+    "transposed convolution of a signal": Graph(
+        "y = ConvTranspose <strides = [3], output_padding = [2]> (x, w, b)",
+        ROWS,
+        {"w": normal(5, 2, 4), "b": normal(2)},
+    ),
+    "transposed convolution without a stride": Graph(
+        "y = ConvTranspose <pads = [1, 0, 0, 1]> (x, w)", IMAGE, {"w": normal(4, 2, 3, 2)}
+    ),
+    # Absorbed
+    "relu in a convolution": Graph(
+        "c = Conv (x, w, b) y = Relu (c)", IMAGE, {"w": normal(3, 4, 2, 2), "b": normal(3)}, layers=("Convolution",)
+    ),
+    "relu6 in a convolution": Graph(
+        "c = Conv (x, w) y = Clip (c, low, high)",
+        IMAGE,
+        {"w": normal(3, 4, 2, 2), "low": np.float32(0), "high": np.float32(2.5)},
+    ),
+    "clip from below in Gemm": Graph(
+        "c = Gemm (x, w, b) y = Clip (c, low)", x(6), {"w": normal(6, 4), "b": normal(4), "low": np.float32(-0.5)}
+    ),
+    "clip from above in Gemm": Graph(
+        "c = Gemm <transB = 1> (x, w) y = Clip (c, , high)", x(6), {"w": normal(4, 6), "high": np.float32(0.7)}
+    ),
+    "relu in Add": Graph("c = Add (x, z) y = Relu (c)", {"x": normal(3, 6), "z": normal(3, 6)}),
+    "relu in Sub": Graph("c = Sub (k, x) y = Relu (c)", x(6), {"k": normal(6)}),
+    "relu in MatMul and Add": Graph(
+        "c = MatMul (x, w) d = Add (b, c) y = Relu (d)", ROWS, {"w": normal(6, 4), "b": normal(4)}
+    ),
+    "relu read twice is not absorbed": Graph(
+        "c = Gemm (x, w) d = Relu (c) y = Add (c, d)", x(6), {"w": normal(6, 4)}, loses=3
+    ),
+    # Products
+    "product of activations": Graph("t = Transpose <perm = [0, 2, 1]> (x) y = MatMul (x, t)", ROWS, loses=3),
+    "product with heads broadcast": Graph(
+        "y = MatMul (x, z)", {"x": normal(3, 2, 5, 6), "z": normal(3, 1, 6, 4)}, loses=3
+    ),
+    "constant on the left": Graph("y = MatMul (k, x)", ROWS, {"k": normal(4, 5)}, loses=3),
+    "constant for each head on the right": Graph("y = MatMul (x, k)", x(2, 5, 6), {"k": normal(2, 6, 3)}, loses=3),
+    "product of numbers": Graph("y = Mul (x, z)", {"x": normal(3, 2, 5), "z": normal(3, 1, 5)}, loses=3),
+    "product with constants": Graph("y = Mul (k, x)", ROWS, {"k": normal(5, 1)}, loses=3),
+    "product with a negative number": Graph("y = Mul (x, k)", ROWS, {"k": np.float32(-0.3)}, loses=3),
+    "product with a positive number": Graph("y = Mul (k, x)", ROWS, {"k": np.float32(0.25)}, layers=("Reshape",)),
+    # Shares
+    "softmax": Graph("y = Softmax (x)", ROWS, loses=3),
+    "softmax over another axis": Graph("y = Softmax <axis = 1> (x)", x(4, 5, 6), loses=3),
+    "softmax of one column": Graph("y = Softmax (x)", x(5, 1)),
+    "softmax of large numbers": Graph("y = Softmax (x)", x(5, 6, scale=40.0), loses=12),
+    "softmax of numbers far below": Graph("a = Add (x, k) y = Softmax (a)", ROWS, {"k": np.float32(-50)}, loses=14),
+    "masked by a sum with infinity": Graph(
+        "a = Add (x, k) y = Softmax (a)", x(2, 5, 5), {"k": causal(-np.inf)}, loses=3, layers=("Softmax",)
+    ),
+    "masked by a sum with -1e9": Graph(
+        "a = Add (k, x) y = Softmax (a)", x(2, 5, 5), {"k": causal(-1e9)}, loses=3, layers=("Softmax",)
+    ),
+    "masked by a choice": Graph(
+        "a = Where (c, x, k) y = Softmax (a)", x(2, 5, 5), {"c": LOWER, "k": -INF}, loses=3, layers=("Softmax",)
+    ),
+    "masked by the other choice": Graph(
+        "a = Where (c, k, x) y = Softmax (a)",
+        x(2, 5, 5),
+        {"c": ~LOWER[None], "k": np.float32(-1e9)},
+        loses=3,
+        layers=("Softmax",),
+    ),
+    # Normalised
+    "layer normalisation": Graph("y = LayerNormalization (x, w, b)", x(5, 32), {"w": normal(32), "b": normal(32)}),
+    "layer normalisation over two axes": Graph(
+        "y = LayerNormalization <axis = -2> (x, w, b)", x(4, 5, 6), {"w": normal(5, 6), "b": normal(5, 6)}
+    ),
+    "layer normalisation without a bias": Graph(
+        "y = LayerNormalization <epsilon = 0.1> (x, w)", x(5, 16), {"w": normal(16)}
+    ),
+    "layer normalisation of constant rows": Graph(
+        "y = LayerNormalization (x, w, b)",
+        {"x": np.concatenate([normal(2, 4, 16), np.full((1, 4, 16), 1.0, np.float32)])},
+        {"w": normal(16), "b": normal(16)},
+    ),
+    # Means
+    "mean of the last axis": Graph("y = ReduceMean <keepdims = 0> (x, a)", x(4, 5, 6), {"a": i64(-1)}, loses=9),
+    "mean of a middle axis": Graph("y = ReduceMean (x, a)", x(4, 5, 6), {"a": i64(2)}, loses=9),
+    "mean of the channels": Graph("y = ReduceMean <keepdims = 0> (x, a)", x(4, 5, 6), {"a": i64(1)}, loses=9),
+    "mean of two axes": Graph("y = ReduceMean <keepdims = 0> (x, a)", x(4, 5, 6), {"a": i64(3, 1)}, loses=12),
+    "mean of all axes": Graph("y = ReduceMean (x, a)", {"x": 1 + normal(3, 4, 5, 6)}, {"a": i64(1, 2, -1)}, loses=14),
+    "global average": Graph("y = GlobalAveragePool (x)", IMAGE, loses=14),
+    "average with padding": Graph(
+        "y = AveragePool <kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 1, 1]> (x)", IMAGE, loses=9
+    ),
+    "average counting padding": Graph(
+        "y = AveragePool <kernel_shape = [3, 2], pads = [1, 0, 1, 1], count_include_pad = 1> (x)", IMAGE, loses=9
+    ),
+    # Choices and constants
+    "choice": Graph("y = Where (c, x, z)", {"x": normal(3, 5), "z": normal(3, 1)}, {"c": np.arange(5) % 2 == 0}),
+    "choice of a constant": Graph("y = Where (c, k, x)", x(4, 5), {"c": np.eye(4, 5) == 1, "k": np.float32(0.7)}),
+    "a constant read by nodes of different ranks": Graph(
+        "a = Add (x, k) b = Mul (z, k) c = Unsqueeze (b, one) y = Add (a, c)",
+        {"x": normal(3, 4, 6), "z": normal(3, 6)},
+        {"k": normal(6), "one": i64(1)},
+        loses=6,
+    ),
+    "concatenated with a constant": Graph(
+        "s = Shape <end = 1> (x) t = Concat <axis = 0> (s, r) e = Expand (k, t) y = Concat <axis = 1> (e, x)",
+        x(4, 6),
+        {"k": normal(1, 1, 6), "r": i64(2, 6)},
+    ),
+    # Moved
+    "sliced backwards": moved(
+        "y = Slice (x, s, e, a, t)", IMAGE, s=i64(-1, 4), e=i64(-99, 0), a=i64(2, -1), t=i64(-2, -1)
+    ),
+    "sliced beyond": moved("y = Slice (x, s, e)", IMAGE, s=i64(0, 1, -3), e=i64(9999, 99, 2**62)),
+    "sliced to all": moved("y = Slice (x, s, e, a)", IMAGE, s=i64(0), e=i64(99), a=i64(1)),
+    "split evenly": Graph(
+        "p, q, r = Split <axis = -1, num_outputs = 3> (x)", IMAGE, outputs=("p", "q", "r"), moved=True
+    ),
+    "split unevenly": Graph("p, q = Split <axis = 1> (x, s)", IMAGE, {"s": i64(1, 3)}, outputs=("p", "q"), moved=True),
+    "split with a rest": Graph("p, q = Split <axis = 2, num_outputs = 2> (x)", IMAGE, outputs=("p", "q"), moved=True),
+    "squeezed": moved("y = Squeeze (x, a)", x(1, 5, 1), a=i64(-1, 1)),
+    "squeezed of all": moved("y = Squeeze (x)", x(1, 5, 1)),
+    "unsqueezed": moved("y = Unsqueeze (x, a)", ROWS, a=i64(-1, 1)),
+    "flattened": moved("y = Flatten (x)", IMAGE),
+    "expanded": moved("y = Expand (x, s)", x(1, 6), s=i64(1, 4, 1)),
+    "gathered by a number": moved("y = Gather <axis = 2> (x, i)", IMAGE, i=np.int64(-2)),
+    "gathered by a list": moved("y = Gather <axis = 1> (x, i)", IMAGE, i=i64(3, 0, -1, 3)),
+    "gathered by a table": moved("y = Gather <axis = 2> (x, i)", IMAGE, i=i64(3, 0, -1, 2).reshape(2, 2)),
+    "padded on one axis": moved("y = Pad (x, p, , a)", IMAGE, p=i64(1, 2), a=i64(-1)),
+    "identity": moved("y = Identity (x)", ROWS),
+    "batch moved, then selected": moved("t = Transpose <perm = [2, 0, 1]> (x) y = Gather (t, i)", ROWS, i=np.int64(1)),
+    "batch moved, then split": moved(
+        "t = Transpose <perm = [1, 0, 2]> (x) p, q = Split <axis = 0> (t, s) u = Squeeze (p, o) y = Identity (u)",
+        ROWS,
+        s=i64(1, 4),
+        o=i64(0),
+    ),
+    "batch merged with heads": Graph(
+        "r = Reshape (x, s) t = Transpose <perm = [0, 2, 1]> (r) m = MatMul (r, t) v = Softmax (m) y = Reshape (v, u)",
+        x(2, 5, 6),
+        {"s": i64(-1, 5, 6), "u": i64(-1, 2, 5, 5)},
+        loses=9,
+    ),
+    "two outputs and one read twice": Graph(
+        "a = Gemm (x, w) y = Add (a, a) z = Sigmoid (a)", x(6), {"w": normal(6, 4)}, outputs=("y", "z"), loses=3
+    ),
+    "nearest neighbours, twice": moved("y = Resize (x, , s)", IMAGE, s=np.float32([1, 1, 2, 2])),
+    "nearest neighbours, by sizes": moved(
+        'b = Shape <end = 1> (x) t = Concat <axis = 0> (b, s) y = Resize <nearest_mode = "floor"> (x, , , t)',
+        IMAGE,
+        s=i64(4, 7, 3),
+    ),
+    "embedding": Graph(
+        "e = Gather (t, x) y = Add (e, p)", {"x": RNG.integers(0, 11, (3, 4))}, {"t": normal(11, 6), "p": normal(4, 6)}
+    ),
+}
+LEAST = {"int8": 34, "q7": 28, "int16x8": 38, "q15": 72}
+
+
+def judged(quantized: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs' integers, after every layer's were compared with the second reading's."""
+    names = [layer.name for layer in quantized.layers]
+    ours = simulate(quantized, inputs, layers=names, raw=True)
+    theirs = independent.run(model_file.save(quantized), inputs)
+    for layer in quantized.layers:
+        expected = np.broadcast_to(theirs[layer.output], ours[layer.name].shape)
+        np.testing.assert_array_equal(ours[layer.name], expected, err_msg=layer.name)
+    return ours
+
+
+@pytest.fixture(scope="module", params=GRAPHS, ids=str)
+def drawn(request):
+    graph = GRAPHS[request.param]
+    model = graph.model()
+    tensors = float_tensors(model, graph.inputs)
+    return graph, model, tensors
+
+
+@pytest.mark.parametrize(("scheme", "rounding"), CASES)
+def test_each_operator_gives_the_integers_of_the_second_reading(drawn, scheme, rounding):
+    graph, model, tensors = drawn
+    quantized = quantize(model, ranges_of(tensors), scheme=scheme, rounding=rounding)
+    ours = judged(quantized, graph.inputs)
+    for name in graph.outputs:
+        params = quantized.tensors[quantized.outputs[name]].quantized
+        if graph.moved:
+            np.testing.assert_array_equal(ours[name], to_integers(tensors[name], params))
+        real = (ours[name].astype(np.float64) - params.zero_point) * params.scale
+        assert real.shape == tensors[name].shape
+        assert decibels(tensors[name], real) > LEAST[scheme] - graph.loses
+    if graph.layers and scheme == "int8":
+        assert tuple(type(layer).__name__ for layer in quantized.layers) == graph.layers
+
+
+MODES = [
+    (transformation, nearest)
+    for transformation in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+    for nearest in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+]
+
+
+@pytest.mark.parametrize(("transformation", "nearest"), MODES)
+def test_resize_takes_the_places_that_onnxruntime_takes(transformation, nearest):
+    for size in (1, 2, 5, 7):
+        for scale in (0.4, 0.5, 0.6, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0, 3.3):
+            if int(size * scale) < 1:
+                continue
+            body = (
+                f'y = Resize <coordinate_transformation_mode = "{transformation}", nearest_mode = "{nearest}"> (x, , s)'
+            )
+            given = {"x": np.arange(3 * size, dtype=np.float32).reshape(3, 1, size)}
+            graph = Graph(body, given, {"s": np.float32([1, 1, scale])})
+            model = graph.model()
+            tensors = float_tensors(model, given)
+            made = simulate(quantize(model, ranges_of(tensors), scheme="int8", rounding=Rounding.SINGLE), given)
+            np.testing.assert_array_equal(np.rint(made["y"]), tensors["y"], err_msg=f"{size} times {scale}")
+
+
+@pytest.fixture(scope="module", params=["vit", "gpt"])
+def transformer(request):
+    network = NETWORKS[request.param]
+    inputs = network.inputs(batch=3)
+    found = capture_module(
+        network.model(lambda: gnn.GEM(1)),
+        {k: v[:2] for k, v in inputs.items()},
+        dynamic={k: {0: "batch"} for k in inputs},
+    )
+    given = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return found.model, given, float_tensors(found.model, given)
+
+
+@pytest.mark.parametrize(("scheme", "rounding"), CASES)
+def test_transformers_are_integers_from_end_to_end(transformer, scheme, rounding):
+    model, given, tensors = transformer
+    quantized = quantize(model, ranges_of(tensors), scheme=scheme, rounding=rounding)
+    ours = judged(quantized, given)
+    kinds = {type(layer).__name__ for layer in quantized.layers}
+    assert {"Softmax", "LayerNormalization", "MatrixMultiply", "Activate"} <= kinds <= set(independent.EVALUATE)
+    for name, tensor in quantized.outputs.items():
+        params = quantized.tensors[tensor].quantized
+        real = (ours[name].astype(np.float64) - params.zero_point) * params.scale
+        assert decibels(tensors[name], real) > {"int8": 30, "q7": 27, "int16x8": 44, "q15": 74}[scheme]
+
+
+def lowered(graph: Graph, scheme="int8", rounding=Rounding.SINGLE, tensors=None):
+    model = graph.model()
+    return quantize(model, ranges_of(tensors or float_tensors(model, graph.inputs)), scheme=scheme, rounding=rounding)
+
+
+def test_a_relu_whose_bound_is_the_zero_point_costs_no_layer():
+    quantized = lowered(GRAPHS["relu in a convolution"])
+    assert quantized.tensors[quantized.outputs["y"]].quantized.zero_point == -128
+    assert [type(layer).__name__ for layer in quantized.layers] == ["Convolution"]
+    quantized = lowered(GRAPHS["relu in a convolution"], scheme="int16x8")
+    assert [type(layer).__name__ for layer in quantized.layers] == ["Convolution", "Clamp"]
+
+
+def test_a_product_with_a_positive_number_keeps_every_integer():
+    graph = GRAPHS["product with a positive number"]
+    quantized = lowered(graph)
+    given, made = quantized.tensors["x"].quantized, quantized.tensors[quantized.outputs["y"]].quantized
+    ours = simulate(quantized, graph.inputs, raw=True)["y"]
+    np.testing.assert_array_equal(ours, to_integers(graph.inputs["x"], given))
+    assert (made.scale, made.zero_point) == (given.scale / 4, given.zero_point)
+
+
+@pytest.mark.parametrize("index", [-1, 11, 2**40])
+def test_an_index_outside_its_table_is_named(index):
+    graph = GRAPHS["embedding"]
+    with pytest.raises(DataError, match=rf"layer 'gather0': index {index} of a table of 11 rows"):
+        simulate(lowered(graph), {"x": np.array([[0, 1, index, 3]])})
+
+
+KS = {"k": normal(4, 4)}
+REFUSED = {
+    "slice of the batch": (moved("y = Slice (x, s, e)", ROWS, s=i64(1), e=i64(9)), "axis 0 is the batch"),
+    "batch turned round": (
+        moved("y = Slice (x, s, e, a, t)", ROWS, s=i64(-1), e=i64(-99), a=i64(0), t=i64(-1)),
+        r"'slice0' \(Slice\): axis 0 is the batch",
+    ),
+    "mean over the batch": (moved("y = ReduceMean (x, a)", ROWS, a=i64(0)), "axis 0 is the batch"),
+    "mean over everything": (Graph("y = ReduceMean (x)", ROWS), "a mean over all axes would cross the batch"),
+    "norm over the batch": (
+        Graph(
+            "t = Transpose <perm = [1, 0, 2]> (x) y = LayerNormalization <axis = 1> (t, w)", x(4, 4), {"w": normal(4)}
+        ),
+        r"'layernormalization1' \(LayerNormalization\): axis 1 is the batch",
+    ),
+    "norm across the batch": (
+        Graph(
+            "t = Transpose <perm = [1, 0, 2]> (x) y = LayerNormalization <axis = 0> (t, w)", x(4, 4), {"w": normal(4)}
+        ),
+        "it would cross the batch",
+    ),
+    "matrix over the batch": (
+        Graph("t = Transpose <perm = [1, 2, 0]> (x) y = MatMul (t, k)", x(4, 4), {"k": normal(3, 4)}),
+        r"'matmul1' \(MatMul\): it would cross the batch",
+    ),
+    "product over the batch": (
+        Graph("t = Transpose <perm = [1, 0, 2]> (x) u = Transpose <perm = [1, 2, 0]> (x) y = MatMul (t, u)", x(4, 4)),
+        "it would cross the batch",
+    ),
+    "window over the batch": (
+        Graph("t = Transpose <perm = [1, 0, 2, 3]> (x) y = MaxPool <kernel_shape = [2, 2]> (t)", IMAGE),
+        "its input must have the batch on the first axis, and nothing else there",
+    ),
+    "average over heads": (
+        Graph("r = Reshape (x, s) y = GlobalAveragePool (r)", x(2, 3, 4, 4), {"s": i64(-1, 3, 4, 4)}),
+        "its input must have the batch on the first axis, and nothing else there",
+    ),
+    "sum of batches": (
+        Graph("t = Transpose <perm = [1, 0, 2]> (x) y = Add (x, t)", {"x": normal(4, 4, 4)}),
+        "its inputs have the batch on different axes",
+    ),
+    "batches side by side": (
+        Graph("t = Transpose <perm = [1, 0, 2]> (x) y = Concat <axis = 2> (x, t)", {"x": normal(4, 4, 4)}),
+        "its inputs have the batch on different axes",
+    ),
+    "choice of batches": (
+        Graph(
+            "t = Transpose <perm = [1, 0, 2]> (x) y = Where (c, x, t)",
+            {"x": normal(4, 4, 4)},
+            {"c": np.ones(4, bool)},
+        ),
+        "its inputs have the batch on different axes",
+    ),
+    "an output with the batch elsewhere": (
+        Graph("y = Transpose <perm = [1, 0, 2]> (x)", ROWS),
+        "output 'y' has its batch on axis 1",
+    ),
+    "a constant for each sample": (
+        Graph("y = Add (x, k)", x(4), {"k": normal(3, 4)}),
+        "a constant differs from sample to sample",
+    ),
+    "too many numbers under a mean": (
+        Graph("y = LayerNormalization (x, w)", x(16385), {"w": normal(16385)}),
+        "16385 numbers under one mean; 16384 at most",
+    ),
+    "an empty row of a mask": (
+        Graph(
+            "a = Where (c, x, k) y = Softmax (a)",
+            x(4, 4),
+            {"c": np.tril(np.ones((4, 4), bool), -1), "k": -INF},
+        ),
+        "a row of its mask lets nothing pass",
+    ),
+    "a mask over another axis": (
+        Graph("a = Add (x, k) y = Softmax <axis = 1> (a)", x(5, 5), {"k": causal(-np.inf)}),
+        "a mask needs a softmax over the last axis",
+    ),
+    "a mask with other numbers": (
+        Graph("a = Add (x, k) y = Softmax (a)", x(5, 5), {"k": causal(-np.inf) + np.eye(5, dtype=np.float32)}),
+        r"'add0' \(Add\): constant 'k' holds infinity or NaN",
+    ),
+    "an infinite factor": (Graph("y = Mul (x, k)", ROWS, {"k": INF}), "constant 'k' holds infinity or NaN"),
+    "an infinite choice": (
+        Graph("y = Where (c, x, k)", ROWS, {"c": np.ones((5, 6), bool), "k": -INF}),
+        "constant 'k' holds infinity or NaN",
+    ),
+    "an infinite weight": (
+        Graph("y = MatMul (x, k)", x(4, 4), {"k": np.where(np.eye(4), INF, 0)}),
+        "its weights or its bias hold NaN or infinity",
+    ),
+    "everything without an integer form": (
+        Graph("a = Sin (x) b = CumSum (a, o) c = Div (b, x) d = Floor (c) y = Add (d, x)", ROWS, {"o": np.int64(1)}),
+        r"no integer form for 'sin0' \(Sin\), 'cumsum1' \(CumSum\), 'div2' \(Div\), 'floor3' \(Floor\)$",
+    ),
+    "linear interpolation": (
+        Graph('y = Resize <mode = "linear"> (x, , s)', IMAGE, {"s": np.float32([1, 1, 2, 2])}),
+        "mode nearest over all axes, stretched, is supported",
+    ),
+    "a symmetric half pixel": (
+        Graph(
+            'y = Resize <coordinate_transformation_mode = "half_pixel_symmetric"> (x, , s)',
+            IMAGE,
+            {"s": np.float32([1, 1, 2, 2])},
+        ),
+        "coordinate_transformation_mode 'half_pixel_symmetric'",
+    ),
+    "parts that do not add up": (
+        moved("y = Gather <axis = 1> (x, i)", IMAGE, i=i64(0, 4)),
+        "a place outside an axis of 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_integer_form_is_refused_by_name(name):
+    graph, message = REFUSED[name]
+    ranges = {letter: np.ones(2, np.float32) for letter in "abcdrtuyx"}
+    with pytest.raises(GemedgeError, match=message):
+        lowered(graph, tensors=ranges)
+
+
+# Accuracy, and laws written out from their sources
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.52), (16, 0.51)])
+@pytest.mark.parametrize("size", [32, 256, 768])
+@pytest.mark.parametrize("spread", [1.0, 0.01])
+def test_layer_normalization_is_within_half_an_lsb(bits, most, size, spread):
+    rng = np.random.default_rng(size)
+    limit = 2 ** (bits - 1)
+    q = np.rint(np.clip(rng.standard_normal((40, size)) * spread * limit / 4 + 3, -limit, limit - 1)).astype(np.int64)
+    given, made = QuantParams(0.05, 0, bits), QuantParams(8 / limit, 0, bits)
+    weight, bias = rng.uniform(0.3, 1.2, size).astype(np.float32), rng.uniform(-1, 1, size).astype(np.float32)
+    graph = Graph(
+        "y = LayerNormalization (x, w, b)", {"x": (q * given.scale).astype(np.float32)}, {"w": weight, "b": bias}
+    )
+    ends = np.float32([-limit, limit - 1])
+    quantized = lowered(
+        graph,
+        scheme="q7" if bits == 8 else "int16x8",
+        tensors={"x": ends * np.float32(0.05), "y": ends * np.float32(8 / limit)},
+    )
+    given, made = (quantized.tensors[name].quantized for name in ("x", quantized.outputs["y"]))
+    codes = to_integers(graph.inputs["x"], given)
+    real = codes * given.scale
+    centred = real - real.mean(-1, keepdims=True)
+    exact = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float64(np.float32(1e-5))) * weight + bias
+    exact = np.clip(exact / made.scale, made.raw_min, made.raw_max)
+    error = np.abs(simulate(quantized, graph.inputs, raw=True)["y"] - exact).max()
+    print(bits, size, spread, error)
+    assert error <= most
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("int8", 1.0), ("q7", 1.0), ("int16x8", 1.0), ("q15", 1.0)])
+@pytest.mark.parametrize("size", [2, 17, 300])
+def test_softmax_is_within_an_lsb(scheme, most, size):
+    rng = np.random.default_rng(size)
+    for scale in (0.5, 4.0, 30.0):
+        graph = Graph("y = Softmax (x)", {"x": (scale * rng.standard_normal((60, size))).astype(np.float32)})
+        quantized = lowered(graph, scheme=scheme)
+        given, made = (quantized.tensors[name].quantized for name in ("x", quantized.outputs["y"]))
+        real = to_integers(graph.inputs["x"], given) * given.scale
+        e = np.exp(real - real.max(-1, keepdims=True))
+        exact = np.clip(e / e.sum(-1, keepdims=True) / made.scale + made.zero_point, made.raw_min, made.raw_max)
+        error = np.abs(simulate(quantized, graph.inputs, raw=True)["y"] - exact).max()
+        print(scheme, size, scale, error)
+        assert error <= most
