@@ -1,20 +1,24 @@
 """Every operator: from ONNX to integers that a second reading of the file gives too, near onnxruntime's numbers."""
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import floor, frexp
 
 import independent
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import safetensors.numpy
 from float_runs import decibels, float_tensors, ranges_of
 from networks import NETWORKS
 
 import gemedge.nn as gnn
-from gemedge import DataError, GemedgeError, model_file
+from gemedge import DataError, GemedgeError, ModelError, model_file
 from gemedge.capture import capture_module
-from gemedge.fixed import QuantParams, Rounding
+from gemedge.fixed import Rounding
 from gemedge.fixed import quantize as to_integers
 from gemedge.model import SCHEMES, QuantizedModel
 from gemedge.quant.quantize import quantize
@@ -362,7 +366,7 @@ def test_an_index_outside_its_table_is_named(index):
         simulate(lowered(graph), {"x": np.array([[0, 1, index, 3]])})
 
 
-KS = {"k": normal(4, 4)}
+TURNED = "t = Transpose <perm = [1, 0, 2]> (x) "
 REFUSED = {
     "slice of the batch": (moved("y = Slice (x, s, e)", ROWS, s=i64(1), e=i64(9)), "axis 0 is the batch"),
     "batch turned round": (
@@ -486,18 +490,17 @@ def test_what_has_no_integer_form_is_refused_by_name(name):
 # Accuracy, and laws written out from their sources
 
 
-@pytest.mark.parametrize(("bits", "most"), [(8, 0.52), (16, 0.51)])
+@pytest.mark.parametrize(
+    ("bits", "spread", "most"), [(8, 1.0, 0.51), (16, 1.0, 0.51), (16, 0.01, 0.51), (8, 0.01, 0.6)]
+)
 @pytest.mark.parametrize("size", [32, 256, 768])
-@pytest.mark.parametrize("spread", [1.0, 0.01])
-def test_layer_normalization_is_within_half_an_lsb(bits, most, size, spread):
+def test_layer_normalization_is_within_half_an_lsb(bits, size, spread, most):
+    """At 8 bits and spread 0.01 the codes of a row differ by one: there the whole epsilon shows."""
     rng = np.random.default_rng(size)
     limit = 2 ** (bits - 1)
     q = np.rint(np.clip(rng.standard_normal((40, size)) * spread * limit / 4 + 3, -limit, limit - 1)).astype(np.int64)
-    given, made = QuantParams(0.05, 0, bits), QuantParams(8 / limit, 0, bits)
     weight, bias = rng.uniform(0.3, 1.2, size).astype(np.float32), rng.uniform(-1, 1, size).astype(np.float32)
-    graph = Graph(
-        "y = LayerNormalization (x, w, b)", {"x": (q * given.scale).astype(np.float32)}, {"w": weight, "b": bias}
-    )
+    graph = Graph("y = LayerNormalization (x, w, b)", {"x": (q * 0.05).astype(np.float32)}, {"w": weight, "b": bias})
     ends = np.float32([-limit, limit - 1])
     quantized = lowered(
         graph,
@@ -511,13 +514,12 @@ def test_layer_normalization_is_within_half_an_lsb(bits, most, size, spread):
     exact = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float64(np.float32(1e-5))) * weight + bias
     exact = np.clip(exact / made.scale, made.raw_min, made.raw_max)
     error = np.abs(simulate(quantized, graph.inputs, raw=True)["y"] - exact).max()
-    print(bits, size, spread, error)
     assert error <= most
 
 
-@pytest.mark.parametrize(("scheme", "most"), [("int8", 1.0), ("q7", 1.0), ("int16x8", 1.0), ("q15", 1.0)])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("size", [2, 17, 300])
-def test_softmax_is_within_an_lsb(scheme, most, size):
+def test_softmax_is_within_0_6_lsb(scheme, size):
     rng = np.random.default_rng(size)
     for scale in (0.5, 4.0, 30.0):
         graph = Graph("y = Softmax (x)", {"x": (scale * rng.standard_normal((60, size))).astype(np.float32)})
@@ -527,5 +529,194 @@ def test_softmax_is_within_an_lsb(scheme, most, size):
         e = np.exp(real - real.max(-1, keepdims=True))
         exact = np.clip(e / e.sum(-1, keepdims=True) / made.scale + made.zero_point, made.raw_min, made.raw_max)
         error = np.abs(simulate(quantized, graph.inputs, raw=True)["y"] - exact).max()
-        print(scheme, size, scale, error)
-        assert error <= most
+        assert error <= 0.6
+
+
+def multiplier(real: float) -> tuple[int, int]:
+    """QuantizeMultiplier, tensorflow/lite/kernels/internal/quantization_util.cc."""
+    fraction, shift = frexp(real)
+    fixed = floor(fraction * 2**31 + 0.5)
+    if fixed == 2**31:
+        fixed, shift = fixed // 2, shift + 1
+    return (0, 0) if shift < -31 else (fixed, shift)
+
+
+def truncated(a: int, b: int) -> int:
+    """C's a / b."""
+    return abs(a) // b * (1 if a >= 0 else -1)
+
+
+def high_multiply(a: int, b: int) -> int:
+    """SaturatingRoundingDoublingHighMul, gemmlowp/fixedpoint/fixedpoint.h."""
+    ab = a * b
+    return truncated(ab + (2**30 if ab >= 0 else 1 - 2**30), 2**31)
+
+
+def divide_by_power(x: int, exponent: int) -> int:
+    """RoundingDivideByPOT, gemmlowp/fixedpoint/fixedpoint.h."""
+    mask = 2**exponent - 1
+    return (x >> exponent) + ((x & mask) > (mask >> 1) + (x < 0))
+
+
+def times(x: int, mantissa: int, shift: int) -> int:
+    """MultiplyByQuantizedMultiplier, tensorflow/lite/kernels/internal/common.h."""
+    return divide_by_power(high_multiply(x * 2 ** max(shift, 0), mantissa), max(-shift, 0))
+
+
+def wide_times(x: int, mantissa: int, shift: int) -> int:
+    """MultiplyByQuantizedMultiplier for int64, tensorflow/lite/kernels/internal/common.cc."""
+    reduced = (mantissa + 2**15) >> 16 if mantissa < 0x7FFF0000 else 0x7FFF
+    return (x * reduced + 2 ** (14 - shift)) >> (15 - shift)
+
+
+def parameters(quantized: QuantizedModel, *names: str):
+    return [quantized.tensors[quantized.outputs.get(name, name)].quantized for name in names]
+
+
+@pytest.mark.parametrize(("scheme", "left"), [("int8", 20), ("int16x8", 15)])
+@pytest.mark.parametrize(("kind", "sign"), [("Add", 1), ("Sub", -1)])
+def test_double_sums_as_tensorflow_lite_does(scheme, left, kind, sign):
+    """AddElementwise and SubElementwise, tensorflow/lite/kernels/internal/reference."""
+    tensors = {"x": np.float32([-3, 2.5]), "z": np.float32([-0.4, 0.9]), "y": np.float32([-2.1, 2.9])}
+    given = {name: RNG.uniform(-3, 3, (4, 200)).astype(np.float32) for name in "xz"}
+    quantized = lowered(Graph(f"y = {kind} (x, z)", given), scheme, Rounding.DOUBLE, tensors)
+    x, z, y = parameters(quantized, "x", "z", "y")
+    twice = 2 * max(x.scale, z.scale)
+    first, second, last = (multiplier(real) for real in (x.scale / twice, z.scale / twice, twice / (2**left * y.scale)))
+    expected = []
+    for p, q in zip(to_integers(given["x"], x).flat, to_integers(given["z"], z).flat, strict=True):
+        one = times((int(p) - x.zero_point) * 2**left, *first)
+        two = times((int(q) - z.zero_point) * 2**left, *second)
+        expected.append(min(max(times(one + sign * two, *last) + y.zero_point, y.raw_min), y.raw_max))
+    assert simulate(quantized, given, raw=True)["y"].reshape(-1).tolist() == expected
+
+
+def test_double_averages_as_tensorflow_lite_does():
+    """AveragePool, tensorflow/lite/kernels/internal/reference/integer_ops/pooling.h: -1 and 0 give -1."""
+    codes = np.array([[-1, 0], [0, 1], [-3, 0], [-128, -127], [127, 126], [1, 1], [5, -8]])
+    given = {"x": codes.astype(np.float32)[:, None]}
+    graph = Graph("y = AveragePool <kernel_shape = [2]> (x)", given)
+    ends = {"x": np.float32([-128, 127]), "y": np.float32([-128, 127])}
+    made = {r: simulate(lowered(graph, "int8", r, ends), given, raw=True)["y"].reshape(-1).tolist() for r in Rounding}
+    sums = [int(a + b) for a, b in codes]
+    assert made[Rounding.DOUBLE] == [truncated(total + (1 if total > 0 else -1), 2) for total in sums]
+    assert made[Rounding.SINGLE] == [(total + 1) // 2 for total in sums]
+    assert (made[Rounding.DOUBLE][0], made[Rounding.SINGLE][0]) == (-1, 0)
+
+
+@pytest.mark.parametrize(("scheme", "law"), [("int8", times), ("int16x8", wide_times)])
+def test_double_rescales_products_as_tensorflow_lite_does(scheme, law):
+    given = {"x": normal(40, 6)}
+    graph = Graph("y = Gemm (x, w, b)", given, {"w": normal(6, 5), "b": normal(5)})
+    quantized = lowered(graph, scheme, Rounding.DOUBLE)
+    (dense,) = quantized.layers
+    x, y = parameters(quantized, "x", "y")
+    limit, expected = 127, []
+    scales = np.abs(graph.constants["w"]).max(0).astype(np.float64) / limit
+    for row in to_integers(given["x"], x):
+        for weights, bias, scale in zip(dense.weight, dense.bias, np.float32(scales), strict=True):
+            total = int(bias) + sum(int(w) * (int(q) - x.zero_point) for w, q in zip(weights, row, strict=True))
+            code = law(total, *multiplier(x.scale * float(scale) / y.scale)) + y.zero_point
+            expected.append(min(max(code, y.raw_min), y.raw_max))
+    assert simulate(quantized, given, raw=True)["y"].reshape(-1).tolist() == expected
+
+
+# Files that are whole, and wrong
+
+
+def rewritten(content: bytes, kind: str, change: Mapping[str, object]) -> bytes:
+    """The file with fields of the first layer of a kind changed, and its digest made anew (docs/file-format.md)."""
+    graph, _, _ = independent.read(content)
+    arrays = safetensors.numpy.load(content)
+    layer = next(layer for layer in graph["layers"] if layer["operator"] == kind)
+    for key, value in change.items():
+        if isinstance(value, np.ndarray):
+            arrays[layer[key]["tensor"]] = value
+        else:
+            layer[key] = value
+    header, data = {}, b""
+    for name, array in arrays.items():
+        stop = len(data) + array.nbytes
+        dtype = {1: "I8", 2: "I16", 8: "I64"}[array.itemsize]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), stop]}
+        data += array.tobytes()
+    text, index = (json.dumps(part, separators=(",", ":")) for part in (graph, header))
+    digest = hashlib.sha256(text.encode() + index.encode() + data).hexdigest()
+    header["__metadata__"] = {"format": "gemedge model", "version": "1", "digest": digest, "graph": text}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded + data
+
+
+def i8(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int8)
+
+
+FINE, EYE = np.full(256, 2**14), np.eye(5, dtype=np.int8)
+NORM, SHARES = "layer normalisation without a bias", "masked by a choice"
+SUM, CHOICE, TABLE = "relu in Add", "choice", "embedding"
+WRONG = [
+    ("gathered by a list", "Take", {"places": i64(0, 4)}, "layer 'gather0': a place outside an axis of 4"),
+    ("gathered by a list", "Take", {"places": i64(-1)}, "layer 'gather0': a place outside an axis of 4"),
+    ("gathered by a list", "Take", {"places": i64()}, "its places must be a list"),
+    ("gathered by a list", "Take", {"places": i64(3, 0, 1)}, r"it makes \[3, 5, 6\], its output is \[4, 5, 6\]"),
+    ("gathered by a list", "Take", {"axis": 3}, r"axis 3 of shape \[4, 5, 6\]"),
+    ("gathered by a list", "Take", {"axis": -1}, r"axis -1 of shape \[4, 5, 6\]"),
+    (SHARES, "Softmax", {"fine": -FINE}, "layer 'softmax1': its tables or its shift"),
+    (SHARES, "Softmax", {"coarse": i64(2**50)}, "layer 'softmax1': its "),
+    (SHARES, "Softmax", {"fine": i64(1, 2)}, "tables of 2 and 1 numbers"),
+    (SHARES, "Softmax", {"shift": 15 + 1}, "its tables or its shift"),
+    (SHARES, "Softmax", {"shift": -1}, "its tables or its shift|negative"),
+    (SHARES, "Softmax", {"one": 0}, "its tables or its shift"),
+    (SHARES, "Softmax", {"one": 2**16}, "its tables or its shift"),
+    (SHARES, "Softmax", {"mask": 2 * EYE}, "a condition must be 0 or 1"),
+    (SHARES, "Softmax", {"mask": 0 * EYE}, "a row of its mask lets nothing pass"),
+    (SHARES, "Softmax", {"mask": np.ones((3, 2, 5, 5), np.int8)}, "its mask is larger than it"),
+    (NORM, "LayerNormalization", {"epsilon": 0}, "epsilon of 0 must be from 1 to 2.60"),
+    (NORM, "LayerNormalization", {"epsilon": 2**60}, "must be from 1 to 2.60"),
+    (NORM, "LayerNormalization", {"mantissa": i64(1, 2)}, r"\(2,\) mantissas for 16"),
+    (NORM, "LayerNormalization", {"mantissa": np.full(16, 2**31)}, "mantissa 2147483648 or shift"),
+    (NORM, "LayerNormalization", {"bias": np.full(16, 2**60)}, "a bias beyond 2.60"),
+    (NORM, "LayerNormalization", {"bias": np.full(16, -(2**63))}, "a bias beyond 2.60"),
+    (NORM, "LayerNormalization", {"mantissa": np.full(16, -(2**63))}, "mantissa 9223372036854775808 or shift"),
+    (NORM, "LayerNormalization", {"shift": 63}, "or shift 63"),
+    (CHOICE, "Choose", {"condition": i8(0, 1, 2, 0, 1)}, "layer 'where0': a condition must be 0 or 1"),
+    (CHOICE, "Choose", {"condition": i64(0, 1, 1, 0, 1)}, "a condition must be 0 or 1"),
+    (CHOICE, "Choose", {"condition": i8(0, 1)}, "do not combine"),
+    (CHOICE, "Choose", {"mantissa": i64(2**30)}, "1 mantissas; it needs 2"),
+    (TABLE, "Embed", {"table": np.zeros((11, 6), np.int16)}, "integers of type int16; its output has int8"),
+    (TABLE, "Embed", {"table": np.zeros((11, 5), np.int8)}, r"it makes \[4, 5\], its output is \[4, 6\]"),
+    (SUM, "GemmlowpSum", {"mantissa": i64(2**30, 2**30)}, "2 mantissas; it needs 3"),
+    (SUM, "GemmlowpSum", {"shift": i64(31)}, "layer 'add0': "),
+    (SUM, "GemmlowpSum", {"left": -1}, "layer 'add0': |negative"),
+    (SUM, "GemmlowpSum", {"left": 60}, "layer 'add0': "),
+    (SUM, "GemmlowpSum", {"mantissa": i64(2**30, 2**30, -(2**30))}, "layer 'add0': "),
+    (SUM, "GemmlowpSum", {"left": 30}, "layer 'add0': "),
+    ("relu6 in a convolution", "Clamp", {"low": 3, "high": 2}, "low=3 above high=2"),
+    ("relu6 in a convolution", "Clamp", {"high": 128}, "layer 'conv0/clamp': "),
+    ("transposed convolution", "Spread", {"strides": [2]}, "strides"),
+    ("transposed convolution", "Spread", {"strides": [2, 0]}, "strides"),
+    ("transposed convolution", "Spread", {"value": 128}, "layer 'convtranspose0/spread': "),
+    ("padded on one axis", "Pad", {"value": -129}, "layer 'pad0': "),
+    ("product of activations", "MatrixMultiply", {"inputs": ["x", "x"]}, r"\[5, 6\] times \[5, 6\]"),
+    ("product of activations", "MatrixMultiply", {"mantissa": i64(2**31)}, "layer 'matmul1': "),
+    ("product of activations", "MatrixMultiply", {"mantissa": i64(-(2**63))}, "layer 'matmul1': "),
+    ("global average", "RawAveragePool", {"kernel": [0, 1]}, r"window \[0, 1\]"),
+    ("average with padding", "RawAveragePool", {"pads": [9, 9, 9, 9]}, "layer 'averagepool0': "),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "change", "message"), WRONG)
+def test_a_wrong_operator_in_a_sound_file_is_refused(name, kind, change, message):
+    graph = GRAPHS[name]
+    content = model_file.save(lowered(graph, "int8", Rounding.DOUBLE))
+    assert model_file.save(model_file.load(rewritten(content, kind, {}))) == content
+    with pytest.raises(ModelError, match=message) as refused:
+        model_file.load(rewritten(content, kind, change))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_sum_of_two_roundings_belongs_to_rounding_double():
+    quantized = lowered(GRAPHS[SUM], "int8", Rounding.DOUBLE)
+    with pytest.raises(GemedgeError, match="layer 'add0': it belongs to rounding double"):
+        replace(quantized, rounding=Rounding.SINGLE)

@@ -243,15 +243,15 @@ def resize(q: Lowering, node: ir.Node) -> None:
 
 def _nearest(node: ir.Node, old: int, new: int, factor: float) -> np.ndarray:
     """Which of `old` numbers each of `new` is nearest to, as ONNX defines and, in float32, onnxruntime computes it."""
-    x, factor = np.arange(new, dtype=np.float32), np.float32(factor)
-    middle, pixel = (x + np.float32(0.5)) / factor, np.float32(0.5)
+    x, scale, pixel = np.arange(new, dtype=np.float32), np.float32(factor), np.float32(0.5)
+    middle = (x + pixel) / scale
     match attribute(node, "coordinate_transformation_mode", "half_pixel"):
         case "half_pixel":
             at = middle - pixel
         case "pytorch_half_pixel":
             at = middle - pixel if new > 1 else np.zeros(1)
         case "asymmetric":
-            at = x / factor
+            at = x / scale
         case "align_corners":
             at = x * np.float32(old - 1) / np.float32(new - 1) if new > 1 else np.zeros(1)
         case other:

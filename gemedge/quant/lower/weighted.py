@@ -122,11 +122,11 @@ def _weighted(
     target: Target,
 ) -> None:
     """Weights and bias in integers, one rescaling for each output channel."""
-    codes, scales = q.formats(node).weights(weight)
-    in_scale, out_scale = given.quantized.scale, target.params.scale
     offset = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
     if not np.isfinite(weight).all() or not np.isfinite(offset).all():
         raise QuantizationError("its weights or its bias hold NaN or infinity")
+    codes, scales = q.formats(node).weights(weight)
+    in_scale, out_scale = given.quantized.scale, target.params.scale
     bias_codes = np.rint(offset / (in_scale * scales))
     if np.abs(bias_codes).max(initial=0) >= 2.0**46:
         raise QuantizationError(f"a bias of {np.abs(offset).max():.4g} does not fit its accumulator")
