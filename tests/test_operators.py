@@ -666,7 +666,7 @@ WRONG = [
     (SHARES, "Softmax", {"coarse": i64(2**50)}, "layer 'softmax1': its "),
     (SHARES, "Softmax", {"fine": i64(1, 2)}, "tables of 2 and 1 numbers"),
     (SHARES, "Softmax", {"shift": 15 + 1}, "its tables or its shift"),
-    (SHARES, "Softmax", {"shift": -1}, "its tables or its shift|negative"),
+    (SHARES, "Softmax", {"shift": -1}, "layer 'softmax1': shift -1 must be from 0 to 62"),
     (SHARES, "Softmax", {"one": 0}, "its tables or its shift"),
     (SHARES, "Softmax", {"one": 2**16}, "its tables or its shift"),
     (SHARES, "Softmax", {"mask": 2 * EYE}, "a condition must be 0 or 1"),
@@ -686,21 +686,27 @@ WRONG = [
     (CHOICE, "Choose", {"mantissa": i64(2**30)}, "1 mantissas; it needs 2"),
     (TABLE, "Embed", {"table": np.zeros((11, 6), np.int16)}, "integers of type int16; its output has int8"),
     (TABLE, "Embed", {"table": np.zeros((11, 5), np.int8)}, r"it makes \[4, 5\], its output is \[4, 6\]"),
-    (SUM, "GemmlowpSum", {"mantissa": i64(2**30, 2**30)}, "2 mantissas; it needs 3"),
-    (SUM, "GemmlowpSum", {"shift": i64(31)}, "layer 'add0': "),
-    (SUM, "GemmlowpSum", {"left": -1}, "layer 'add0': |negative"),
-    (SUM, "GemmlowpSum", {"left": 60}, "layer 'add0': "),
-    (SUM, "GemmlowpSum", {"mantissa": i64(2**30, 2**30, -(2**30))}, "layer 'add0': "),
-    (SUM, "GemmlowpSum", {"left": 30}, "layer 'add0': "),
+    (SUM, "GemmlowpSum", {"mantissa": i64(2**30, 2**30)}, "2 mantissas and 3 shifts; it needs 3"),
+    (SUM, "GemmlowpSum", {"shift": i64(31)}, "3 mantissas and 1 shifts; it needs 3"),
+    (SUM, "GemmlowpSum", {"left": -1}, "left=-1 must be from 0 to 30"),
+    (SUM, "GemmlowpSum", {"left": 60}, "left=60 must be from 0 to 30"),
+    (SUM, "GemmlowpSum", {"mantissa": i64(2**30, 2**30, -(2**30))}, "layer 'add0': mantissa -1073741824 below 0"),
+    (SUM, "GemmlowpSum", {"left": 30}, r"left=30 and shifts \[.*\] take an input beyond 32 bits"),
     ("relu6 in a convolution", "Clamp", {"low": 3, "high": 2}, "low=3 above high=2"),
-    ("relu6 in a convolution", "Clamp", {"high": 128}, "layer 'conv0/clamp': "),
+    ("relu6 in a convolution", "Clamp", {"high": 2**15}, r"conv0/clamp': \[32768\] outside the integers from -32768"),
     ("transposed convolution", "Spread", {"strides": [2]}, "strides"),
     ("transposed convolution", "Spread", {"strides": [2, 0]}, "strides"),
-    ("transposed convolution", "Spread", {"value": 128}, "layer 'convtranspose0/spread': "),
-    ("padded on one axis", "Pad", {"value": -129}, "layer 'pad0': "),
+    ("transposed convolution", "Spread", {"value": 128}, r"convtranspose0/spread': \[128\] outside"),
+    ("padded on one axis", "Pad", {"value": -129}, r"layer 'pad0': \[-129\] outside the integers from -128 to 127"),
     ("product of activations", "MatrixMultiply", {"inputs": ["x", "x"]}, r"\[5, 6\] times \[5, 6\]"),
+    ("product of activations", "MatrixMultiply", {"mantissa": i64(-5)}, "layer 'matmul1': mantissa -5 below 0"),
     ("product of activations", "MatrixMultiply", {"mantissa": i64(2**31)}, "layer 'matmul1': "),
-    ("product of activations", "MatrixMultiply", {"mantissa": i64(-(2**63))}, "layer 'matmul1': "),
+    (
+        "product of activations",
+        "MatrixMultiply",
+        {"mantissa": i64(-(2**63))},
+        "layer 'matmul1': mantissa -9223372036854775808 below 0",
+    ),
     ("global average", "RawAveragePool", {"kernel": [0, 1]}, r"window \[0, 1\]"),
     ("average with padding", "RawAveragePool", {"pads": [9, 9, 9, 9]}, "layer 'averagepool0': "),
 ]
@@ -709,7 +715,7 @@ WRONG = [
 @pytest.mark.parametrize(("name", "kind", "change", "message"), WRONG)
 def test_a_wrong_operator_in_a_sound_file_is_refused(name, kind, change, message):
     graph = GRAPHS[name]
-    content = model_file.save(lowered(graph, "int8", Rounding.DOUBLE))
+    content = model_file.save(lowered(graph, "int16x8" if kind == "Clamp" else "int8", Rounding.DOUBLE))
     assert model_file.save(model_file.load(rewritten(content, kind, {}))) == content
     with pytest.raises(ModelError, match=message) as refused:
         model_file.load(rewritten(content, kind, change))

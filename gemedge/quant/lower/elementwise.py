@@ -84,7 +84,7 @@ def _gemmlowp_sum(q: Lowering, node: ir.Node, given: list[Tensor], signs: tuple[
     twice = 2 * max(scales)
     reals = [q.real([scale], twice) for scale in scales] + [q.real([twice], (1 << left) * target.params.scale)]
     empty = np.zeros(3, np.int64)
-    draft = GemmlowpSum(node.name or "", tuple(t.name for t in given), "", left, empty, empty)
+    draft = GemmlowpSum(node.name or "", tuple(t.name for t in given), "", left, empty, empty + 31)
     mantissa, shift = q.scalings(draft, given, reals)
     q.add(node, GemmlowpSum, given, left, mantissa * (*signs, 1), shift, target=target)
 
