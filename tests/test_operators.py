@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import floor, frexp
+from math import floor, frexp, isqrt
 
 import independent
 import numpy as np
@@ -21,6 +21,7 @@ from gemedge.capture import capture_module
 from gemedge.fixed import Rounding
 from gemedge.fixed import quantize as to_integers
 from gemedge.model import SCHEMES, QuantizedModel
+from gemedge.quant import evaluate
 from gemedge.quant.quantize import quantize
 from gemedge.quant.simulate import simulate
 
@@ -532,6 +533,17 @@ def test_softmax_is_within_0_6_lsb(scheme, size):
         assert error <= 0.6
 
 
+def test_a_share_halfway_between_two_codes_becomes_the_upper():
+    graph = Graph("y = Softmax (x)", {"x": np.zeros((1, 512), np.float32)})
+    assert set(simulate(lowered(graph), graph.inputs, raw=True)["y"].flat) == {-127}  # 256 / 512 above -128
+
+
+def test_roots_are_whole_parts_where_float64_rounds_up():
+    edges = [r * r + offset for r in (2**30, 2**30 + 1, 3 * 2**29, 2**31 - 1) for offset in (-1, 0, 1, 2 * r)]
+    values = [value for value in edges if 2**60 <= value < 2**62]
+    assert evaluate._root(np.array(values)).tolist() == [isqrt(value) for value in values]
+
+
 def multiplier(real: float) -> tuple[int, int]:
     """QuantizeMultiplier, tensorflow/lite/kernels/internal/quantization_util.cc."""
     fraction, shift = frexp(real)
@@ -578,7 +590,8 @@ def parameters(quantized: QuantizedModel, *names: str):
 def test_double_sums_as_tensorflow_lite_does(scheme, left, kind, sign):
     """AddElementwise and SubElementwise, tensorflow/lite/kernels/internal/reference."""
     tensors = {"x": np.float32([-3, 2.5]), "z": np.float32([-0.4, 0.9]), "y": np.float32([-2.1, 2.9])}
-    given = {name: RNG.uniform(-3, 3, (4, 200)).astype(np.float32) for name in "xz"}
+    grid = np.meshgrid(np.linspace(-3, 2.5, 256), np.linspace(-0.4, 0.9, 256))  # all pairs of 8-bit codes
+    given = {name: numbers.astype(np.float32) for name, numbers in zip("xz", grid, strict=True)}
     quantized = lowered(Graph(f"y = {kind} (x, z)", given), scheme, Rounding.DOUBLE, tensors)
     x, z, y = parameters(quantized, "x", "z", "y")
     twice = 2 * max(x.scale, z.scale)
