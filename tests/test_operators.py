@@ -338,6 +338,25 @@ def test_transformers_are_integers_from_end_to_end(transformer, scheme, rounding
         assert decibels(tensors[name], real) > {"int8": 30, "q7": 27, "int16x8": 44, "q15": 74}[scheme]
 
 
+FIXED = [
+    *("squeezed", "squeezed of all", "unsqueezed", "flattened", "expanded", "gathered by a table", "split evenly"),
+    *("batch moved, then selected", "batch moved, then split", "batch merged with heads", "mean of two axes"),
+    *("concatenated with a constant", "masked by a choice", "constant on the left", "nearest neighbours, by sizes"),
+]
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_model_of_one_sample_runs_on_many(name):
+    graph, model = GRAPHS[name], GRAPHS[name].model()
+    for value in model.graph.inputs:
+        value.shape = ir.Shape([1, *value.shape[1:]])
+    samples = [float_tensors(model, {key: a[i : i + 1] for key, a in graph.inputs.items()}) for i in range(3)]
+    tensors = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+    found = simulate(quantize(model, ranges_of(tensors), scheme="q15", rounding=Rounding.SINGLE), graph.inputs)
+    for output in graph.outputs:
+        assert decibels(tensors[output].reshape(found[output].shape), found[output]) > 75
+
+
 def lowered(graph: Graph, scheme="int8", rounding=Rounding.SINGLE, tensors=None):
     model = graph.model()
     return quantize(model, ranges_of(tensors or float_tensors(model, graph.inputs)), scheme=scheme, rounding=rounding)
