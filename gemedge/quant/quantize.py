@@ -52,12 +52,12 @@ def quantize(
 
 
 def _refuse_unsupported(model: ir.Model) -> None:
-    missing, known = [], set(model.graph.initializers.values())  # values that need no data
+    missing, constant = [], set(model.graph.initializers)
     for node in model.graph:
-        constant = all(value is None or value in known or value.const_value is not None for value in node.inputs)
-        if node.op_type in ("Shape", "Size") or (node.op_type in FOLDED and constant):
-            known.update(node.outputs)
-        elif node.op_type not in _HANDLERS or (node.op_type == "Div" and node.inputs[1] not in known):
+        known = [value is None or name_of(value) in constant for value in node.inputs]
+        if node.op_type in ("Shape", "Size") or (node.op_type in FOLDED and all(known)):
+            constant.update(name_of(value) for value in node.outputs)
+        elif node.op_type not in _HANDLERS or (node.op_type == "Div" and not known[1]):
             missing.append(node)
     if missing:
         shown = ", ".join(f"{node.name!r} ({node.op_type})" for node in missing[:12])

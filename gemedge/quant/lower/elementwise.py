@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from gemedge.activation import Activation, Branch
 from gemedge.capture import schema
-from gemedge.errors import UnsupportedError
+from gemedge.errors import QuantizationError, UnsupportedError
 from gemedge.fixed import QuantParams, Rounding, dequantize
 from gemedge.kernel import FixedActivation
 from gemedge.moving import Reshape
@@ -78,8 +78,10 @@ def _sum(q: Lowering, node: ir.Node, given: list[Tensor], reals: list[Fraction],
     largest = max(abs(real) for real in reals)
     bits = max(tensor.quantized.bits for tensor in given)
     room = 30 if bits == 8 else 60  # the accumulator's bits: 32-bit arithmetic for 8-bit tensors
+    if largest > 1 << 30:
+        raise QuantizationError(f"one input's scale is {float(largest):.3g} times the output's: give them ranges alike")
     width = math.ceil(largest * 2 * (1 << bits)).bit_length()
-    shift = max(0, min(room - width, 62, 30 + max(0, -math.floor(math.log2(largest)))))
+    shift = max(0, min(room - width, 62, 30 - math.ceil(math.log2(largest))))  # mantissas up to 2**30
     mantissa = [math.floor(real * (1 << shift) + Fraction(1, 2)) for real in reals]
     q.add(node, Combine, given, np.array(mantissa, np.int64), np.array(shift, np.int64), target=target)
 
@@ -91,7 +93,7 @@ def _gemmlowp_sum(q: Lowering, node: ir.Node, given: list[Tensor], signs: tuple[
     twice = 2 * max(scales)
     reals = [q.real([scale], twice) for scale in scales] + [q.real([twice], (1 << left) * target.params.scale)]
     empty = np.zeros(3, np.int64)
-    draft = GemmlowpSum(node.name or "", tuple(t.name for t in given), "", left, empty, empty)
+    draft = GemmlowpSum(node.name or "", tuple(t.name for t in given), "", left, empty, empty + 31)
     mantissa, shift = q.scalings(draft, given, reals)
     q.add(node, GemmlowpSum, given, left, mantissa * (*signs, 1), shift, target=target)
 
@@ -136,6 +138,7 @@ def where(q: Lowering, node: ir.Node) -> None:
     condition = q.required(node, 0).astype(bool)
     if _masked(q, node):
         return
+    q.check_beside(node.inputs[1:])
     target = q.target(node)
     sample = q.sample(condition, node).astype(np.int8)
     given = [q.source(value, node) for value in node.inputs[1:]]
