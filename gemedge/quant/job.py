@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Request:
     workers: int | None = None
     scheduler: str = ""
     trust: bool = False
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 def calibrate_confined(model: ir.Model, request: Request, on_progress: Callable[[int], None]) -> Ranges:
@@ -52,6 +53,7 @@ def calibrate_confined(model: ir.Model, request: Request, on_progress: Callable[
         "workers": request.workers,
         "scheduler": request.scheduler,
         "trust": request.trust,
+        "choices": {name: astuple(other) for name, other in request.choices.items()},
     }
 
     def on_phase(name: str) -> None:
@@ -81,6 +83,7 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
         symmetric=asked["symmetric"],
         workers=asked["workers"],
         scheduler=asked["scheduler"],
+        choices={name: Choice(*other) for name, other in asked["choices"].items()},
         on_progress=lambda done: enter(Phase(f"after {done} samples", seconds, 0)),
     )
     return {"ranges": ranges.to_json()}, {}

@@ -237,14 +237,14 @@ class Lowering:
         return any(value is not None and name_of(value) in self.merged for value in node.inputs)
 
     def target(self, node: ir.Node, value: ir.Value | None = None) -> Target:
-        """Where a rescaling layer puts its output: behind a Relu or Clip that alone reads it, which is absorbed.
+        """Where a rescaling layer puts its output: behind a Relu or Clip of its scheme that alone reads it, absorbed.
 
         Rounding is monotone, so clamping the codes equals clamping the numbers before they are rounded.
         """
         value = value or node.outputs[0]
         reader = only_reader(value)
         bounds = None if reader is None else self._bounds(reader)
-        if reader is None or bounds is None:
+        if reader is None or bounds is None or self.formats(reader) != self.formats(node):
             return Target(value, self.params(value, node))
         self.absorbed.add(reader)
         final = reader.outputs[0]
