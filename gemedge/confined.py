@@ -36,6 +36,7 @@ _JOBS = (
     "gemedge.export.check:run",
     "gemedge.quant.job:run",
     "gemedge.quant.job:run_compare",
+    "gemedge.quant.job:run_correct",
 )
 _CHILD = "gemedge.confined"
 _ALIGNMENT = 64

@@ -193,4 +193,3 @@ def _refuse_unknown(table: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in table:
         if key not in known:
             raise UsageError(f"key {key[:40]!r} is not one of {', '.join(known)}")
-
