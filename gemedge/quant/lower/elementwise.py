@@ -70,7 +70,7 @@ def _combine(q: Lowering, node: ir.Node, given: list[Tensor], signs: tuple[int, 
     bits = max(tensor.quantized.bits for tensor in given)
     room = 30 if bits == 8 else 60  # the accumulator's bits: 32-bit arithmetic for 8-bit tensors
     width = max(math.ceil(real * 2 * (1 << bits)) for real in reals).bit_length()
-    shift = max(0, min(room - width, 62, 30 + max(0, -math.floor(math.log2(max(reals))))))
+    shift = max(0, min(room - width, 62, 30 - math.floor(math.log2(max(reals)))))  # mantissas of 31 bits
     mantissa = [
         sign * math.floor(real * (1 << shift) + Fraction(1, 2)) for sign, real in zip(signs, reals, strict=True)
     ]
