@@ -7,6 +7,7 @@ f(s x) = s f(x): Relu, LeakyRelu, pools. GEM is not: E-GEM(x) = epsilon GEM(x / 
 need an epsilon of its own.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from gemedge.quant.lower.reading import attribute, only_reader
 
 _WEIGHTED = ("Conv", "Gemm")
-_HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout", "Flatten")
+_HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout")
 _SWEEPS = 100
 _STILL = 1.001  # a sweep whose factors all lie within this changes nothing
 _SHOWN = 4
@@ -71,17 +72,54 @@ def _note(pairs: int, obstacles: list[str]) -> str:
 def _end_of_chain(node: ir.Node) -> tuple[ir.Node | None, str]:
     """The layer with weights that alone reads the node through homogeneous ones, or what stands in the way."""
     reader = only_reader(node.outputs[0])
-    while reader is not None and reader.op_type in _HOMOGENEOUS and reader.domain in ("", "ai.onnx"):
-        if reader.op_type == "LeakyRelu" and attribute(reader, "alpha", 0.01) < 0:
-            break
-        if reader.op_type == "Flatten" and attribute(reader, "axis", 1) != 1:
-            break
-        if len(reader.outputs) > 1 and any(list(value.uses()) for value in reader.outputs[1:]):
-            break
+    while reader is not None and _passes(reader):
         reader = only_reader(reader.outputs[0])
     if reader is None:
         return None, ""
     return (reader, "") if reader.op_type in _WEIGHTED else (None, reader.op_type)
+
+
+def _passes(node: ir.Node) -> bool:
+    """Whether f(s x) = s f(x) for every channel's own positive s, channels staying on axis 1 or in order behind it."""
+    if node.domain not in ("", "ai.onnx") or any(value.uses() for value in node.outputs[1:]):
+        return False
+    match node.op_type:
+        case "LeakyRelu":
+            return float(attribute(node, "alpha", 0.01)) >= 0
+        case "Flatten":
+            return int(attribute(node, "axis", 1)) == 1
+        case "Reshape":
+            return _flattens(node)
+        case "ReduceMean":
+            return _means_places(node)
+        case kind:
+            return kind in _HOMOGENEOUS
+
+
+def _flattens(node: ir.Node) -> bool:
+    """Whether a Reshape keeps the first axis and makes one of all others."""
+    given, shape = node.inputs
+    target = _constant(shape)
+    if target is None or target.size != 2 or given is None or given.shape is None:
+        return False
+    sizes = [size for size in list(given.shape)[1:] if isinstance(size, int)]
+    if len(sizes) != len(given.shape) - 1:
+        return False
+    row = math.prod(sizes)
+    return int(target[1]) == row or (int(target[0]) == 0 and int(target[1]) == -1)
+
+
+def _means_places(node: ir.Node) -> bool:
+    """Whether a ReduceMean leaves batch and channels alone."""
+    given = node.inputs[0]
+    axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if axes is None or given is None or given.shape is None:
+        return False
+    return axes.size > 0 and int((axes % len(given.shape)).min()) >= 2
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _is_plain(node: ir.Node) -> bool:
