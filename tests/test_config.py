@@ -5,6 +5,8 @@ import json
 
 import independent
 import numpy as np
+import onnx.parser
+import onnx_ir as ir
 import pytest
 import torch
 from test_cli_quantize import gemedge
@@ -141,6 +143,20 @@ def test_a_bad_configuration_names_table_and_key(kind):
         Config.from_toml(text if isinstance(text, bytes) else text.encode())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_node_without_a_name_is_called_as_its_output():
+    text = (
+        '<ir_version: 8, opset_import: ["": 18]> g (float[batch, 2] x) => (float[batch, 2] z) { h = Neg(x) z = Abs(h) }'
+    )
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    config = Config((Rule("h", "int16x8"), Rule("x", "int16x8")))
+    config.check_names(model)
+    ranges = dict.fromkeys("xhz", Range(-1.0, 1.0))
+    made = quantize(model, ranges, scheme="int8", rounding=Rounding.SINGLE, scheme_of=config.scheme_of)
+    assert {name: tensor.quantized.bits for name, tensor in made.tensors.items()} == {"x": 16, "h": 16, "z": 8}
+    with pytest.raises(UsageError, match="no layer has it; there are 'x', 'h', 'z'"):
+        Config((Rule("w", "q7"),)).check_names(model)
 
 
 # From the command line

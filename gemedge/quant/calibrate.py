@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from gemedge.capture import forms, packing
-from gemedge.errors import DataError, GemedgeError, GemedgeWarning, ModelError, UnsupportedError, UsageError
+from gemedge.errors import DataError, GemedgeError, GemedgeWarning, ModelError, UnsupportedError, UsageError, reason
 from gemedge.quant.batches import Batch, Data, checked, inputs_of
 from gemedge.quant.choose import Choice, Method
 from gemedge.quant.histogram import Histogram
@@ -141,7 +141,7 @@ class _Runner:
         try:
             results = self._session.run(self.outputs, batch) if self.outputs else []
         except Exception as error:
-            raise DataError(f"the model does not run on {where}: {_first_line(error)}") from error
+            raise DataError(f"the model does not run on {where}: {reason(error)}") from error
         yield from ((name, batch[name]) for name in self.inputs)
         infinite: set[str] = set()
         for name in self.outputs:

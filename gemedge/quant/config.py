@@ -4,7 +4,7 @@
     rounding = "single"          # likewise
 
     [[layer]]
-    name = "features.0*"         # of a node or an input, as the errors list them; * ? [abc] as in a shell
+    name = "features.0*"         # of a node (or its output, if it has none) or an input; * ? [abc] as in a shell
     scheme = "int16x8"           # of its weights and of what it makes
     range = [-4, 4]              # of what it makes, or instead
     method = "percentile"        # how its range is found
@@ -29,6 +29,7 @@ from gemedge.fixed import Rounding
 from gemedge.model import SCHEMES, QuantizedModel, Scheme
 from gemedge.quant.choose import Choice, Method
 from gemedge.quant.formats import Formats
+from gemedge.quant.lower.reading import layer_name
 from gemedge.quant.ranges import Range
 
 MOST_BYTES = 1 << 20
@@ -155,7 +156,7 @@ def _made_by(model: ir.Model) -> Mapping[str, list[str]]:
     """The tensors that each node makes, by the node's name; each input makes itself."""
     made: dict[str, list[str]] = {value.name or "": [value.name or ""] for value in model.graph.inputs}
     for node in model.graph:
-        made.setdefault(node.name or "", []).extend(value.name or "" for value in node.outputs)
+        made.setdefault(layer_name(node), []).extend(value.name or "" for value in node.outputs)
     return made
 
 

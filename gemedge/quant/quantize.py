@@ -10,7 +10,7 @@ from gemedge.model import QuantizedModel, Scheme
 from gemedge.quant.formats import Formats
 from gemedge.quant.lower import elementwise, places, weighted, windows
 from gemedge.quant.lower.lowering import Handler, Lowering, Range
-from gemedge.quant.lower.reading import FOLDED, name_of
+from gemedge.quant.lower.reading import FOLDED, layer_name, name_of
 
 _HANDLERS: dict[str, Handler] = {
     **weighted.HANDLERS,
@@ -55,6 +55,6 @@ def _refuse_unsupported(model: ir.Model) -> None:
     known = _HANDLERS.keys() | FOLDED | {"Shape", "Size"}
     missing = [node for node in model.graph if node.op_type not in known]
     if missing:
-        shown = ", ".join(f"{node.name!r} ({node.op_type})" for node in missing[:12])
+        shown = ", ".join(f"{layer_name(node)!r} ({node.op_type})" for node in missing[:12])
         more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
         raise UnsupportedError(f"no integer form for {shown}{more}")

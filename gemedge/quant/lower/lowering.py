@@ -20,7 +20,7 @@ from gemedge.model import Op, accumulator_bits, uses_gemmlowp
 from gemedge.moving import Clamp, Constant
 from gemedge.operators import Tensor
 from gemedge.quant.formats import Formats
-from gemedge.quant.lower.reading import FOLDED, attribute, fold, name_of, only_reader
+from gemedge.quant.lower.reading import FOLDED, attribute, fold, layer_name, name_of, only_reader
 
 _PRIMES = (127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199, 211, 223, 227, 229)
 
@@ -86,7 +86,7 @@ class Lowering:
                 if not self._folded(node):
                     handlers[node.op_type](self, node)
             except GemedgeError as error:
-                raise type(error)(f"node {node.name!r} ({node.op_type}): {error}") from error
+                raise type(error)(f"node {layer_name(node)!r} ({node.op_type}): {error}") from error
 
     # Tensors and constants
 
@@ -118,7 +118,7 @@ class Lowering:
         if array is None:
             raise UnsupportedError(f"input {name_of(value)!r} is neither a tensor nor a constant")
         sample = self.sample(array, node)
-        formats = self.formats_of((node.name if node else None) or "")
+        formats = self.formats_of(layer_name(node) if node else "")
         if not np.isfinite(array).all():
             raise UnsupportedError(f"constant {name_of(value)!r} holds infinity or NaN")
         params = formats.params(float(array.min(initial=0)), float(array.max(initial=0)))
@@ -167,11 +167,11 @@ class Lowering:
         if name not in self.ranges:
             raise QuantizationError(f"tensor {name!r} has no range; calibrate with data that reaches it")
         layer = node or value.producer()
-        formats = self.formats_of((layer.name if layer is not None else name) or "")
+        formats = self.formats_of(layer_name(layer) if layer is not None else name)
         return formats.params(self.ranges[name].min, self.ranges[name].max)
 
     def formats(self, node: ir.Node) -> Formats:
-        return self.formats_of(node.name or "")
+        return self.formats_of(layer_name(node))
 
     # Layers
 
