@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
 from gemedge.quant import functions
+from gemedge.quant.lower.reading import FOLDED
 
 _VERSION = 1
 _FIRST_IR_WITH_OVERLOADS = 10
@@ -88,7 +89,13 @@ def candidates(
 def _roots(graph: ir.Graph, stops: Callable[[ir.Node], bool], most: int) -> dict[ir.Value, list[ir.Value]]:
     """For what an element-wise node makes: the tensors of which it is a function, the earliest first."""
     roots: dict[ir.Value, list[ir.Value]] = {}
+    shapes: set[ir.Value] = set()  # what shapes and constants alone make: it is folded, no table's input
     for node in graph:
+        if node.op_type in ("Shape", "Size") or (
+            node.op_type in FOLDED and all(v is None or v in shapes or v.const_value is not None for v in node.inputs)
+        ):
+            shapes.update(node.outputs)
+            continue
         tensors = _tensors(node)
         if tensors and not stops(node):
             first, *others = ([*roots.get(tensor, ()), tensor] for tensor in tensors)

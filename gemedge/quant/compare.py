@@ -57,8 +57,9 @@ class _Sum:
 
     def add(self, exact: np.ndarray, raw: np.ndarray, quantized: QuantizedModel, tensor: str) -> None:
         params = quantized.tensors[tensor].quantized
-        wide = exact.astype(np.float64).reshape(raw.shape)
-        difference = dequantize(raw, params) - wide
+        real = dequantize(raw, params)
+        wide = _batch_first(exact.astype(np.float64), real)
+        difference = real - wide
         self.signal += float(np.square(wide).sum())
         self.noise += float(np.square(difference).sum())
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0)))
@@ -70,3 +71,13 @@ class _Sum:
         sqnr = 10 * log10(self.signal / self.noise) if self.noise and self.signal else (-inf if self.noise else inf)
         lsb = quantized.tensors[tensor].quantized.scale
         return TensorError(layer, tensor, sqnr, self.largest, self.largest / lsb, self.ends / max(self.count, 1))
+
+
+def _batch_first(exact: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """The float tensor with its batch on the first axis, as integers have it, which may be merged with the second.
+
+    Where the sizes allow several axes, the batch's is the one for which the numbers are nearest.
+    """
+    places = [axis for axis in range(exact.ndim) if np.moveaxis(exact, axis, 0).shape == real.shape]
+    moved = [np.moveaxis(exact, axis, 0) for axis in places] or [exact.reshape(real.shape)]
+    return moved[0] if len(moved) == 1 else min(moved, key=lambda array: float(np.square(array - real).sum()))

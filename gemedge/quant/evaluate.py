@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from gemedge.errors import DataError
-from gemedge.fixed import Rounding, requantize
+from gemedge.fixed import Rounding, dequantize, requantize
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
 from gemedge.moving import Clamp, Concatenate, Constant, Embed, Pad, Reshape, Spread, Take, Transpose
 from gemedge.operators import (
@@ -37,7 +37,7 @@ from gemedge.operators import (
     Tensor,
 )
 
-_KEPT: WeakKeyDictionary[QuantizedModel, dict[tuple[str, int], np.ndarray]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[Operator, dict[str | int, np.ndarray]] = WeakKeyDictionary()
 _JOINED = 64  # rows at most
 Arrays = list[np.ndarray]
 Tensors = list[Tensor]
@@ -67,7 +67,7 @@ def stored_type(tensor: Tensor) -> np.dtype:
 
 def _convolution(op: Convolution, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     """Channels lie last in memory, whatever the shape says: then the copies below move whole rows."""
-    weight = _weight(op, tensors, run)
+    weight = _weight(op, tensors)
     x = np.ascontiguousarray(np.moveaxis(_centred(given[0], tensors[0], weight.dtype.type), 1, -1))
     axes = len(op.strides)
     margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
@@ -97,34 +97,32 @@ def _depthwise(windows: np.ndarray, weight: np.ndarray, _: int, axes: int) -> np
 
 
 def _dense(op: Dense, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
-    weight = _weight(op, tensors, run)
+    weight = _weight(op, tensors)
     x = _centred(given[0], tensors[0], weight.dtype.type)
     return _weighted(np.matmul(x, weight.T), op, tensors, made, run)
 
 
-def _weight(op: Convolution | Dense, tensors: Tensors, run: Run) -> np.ndarray:
+def _weight(op: Convolution | Dense, tensors: Tensors) -> np.ndarray:
     """The weights in the type in which their products add exactly, with channels last in memory."""
-    known, key = _kept(run.model), (op.name, 0)
+    known, key = _kept(op), "weights"
     if key not in known:
         last: np.ndarray = np.moveaxis(op.weight, 1, -1).astype(_exact_type(op.accumulator_bound(tensors)))
         known[key] = np.moveaxis(last, -1, 1)
     return known[key]
 
 
-def _repeated(op: Convolution | Dense, times: int, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _repeated(op: Convolution | Dense, times: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bias, mantissa and shift of each channel, all channels one after another so many times."""
-    known, key = _kept(run.model), (op.name, times)
-    if key not in known:
-        known[key] = np.tile(np.stack([op.bias, op.mantissa, op.shift]).astype(np.int64), times)
-    bias, mantissa, shift = known[key]
+    known = _kept(op)
+    if times not in known:
+        known[times] = np.tile(np.stack([op.bias, op.mantissa, op.shift]).astype(np.int64), times)
+    bias, mantissa, shift = known[times]
     return bias, mantissa, shift
 
 
-def _kept(model: QuantizedModel) -> dict[tuple[str, int], np.ndarray]:
-    """What is derived from layers once for all batches, by a layer's name and how often repeated (0: its weights
-    or table); it goes with the model.
-    """
-    return _KEPT.setdefault(model, {})
+def _kept(op: Operator) -> dict[str | int, np.ndarray]:
+    """What is derived from a layer once for all batches, by what it is or how often repeated."""
+    return _KEPT.setdefault(op, {})
 
 
 def _weighted(sums: np.ndarray, op: Convolution | Dense, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
@@ -133,7 +131,7 @@ def _weighted(sums: np.ndarray, op: Convolution | Dense, tensors: Tensors, made:
     Rows are joined and the channels' numbers repeated with them, as NumPy's loops over few channels are slow.
     """
     rows = gcd(sums.size // sums.shape[-1], _JOINED)
-    bias, mantissa, shift = _repeated(op, rows, run)
+    bias, mantissa, shift = _repeated(op, rows)
     values = sums.reshape(-1, rows * sums.shape[-1])
     if sums.dtype != np.int64 and _floats_round_exactly(op, tensors, made, run):
         values += bias.astype(values.dtype)
@@ -197,13 +195,18 @@ def _clipped(values: np.ndarray, op: Operator, made: Tensor, run: Run) -> np.nda
 # One number at a time
 
 
-def _activate(op: Activate, given: Arrays, _: Tensors, made: Tensor, run: Run) -> np.ndarray:
+def _activate(op: Activate, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     """By a table of the kernel's outputs for all codes, in the order of their bits: 0 and up, then the negative."""
-    known, key = _kept(run.model), (op.name, 0)
-    if key not in known:
-        codes = np.arange(1 << given[0].itemsize * 8).astype(f"u{given[0].itemsize}").view(given[0].dtype)
-        known[key] = run.model.kernels[op.name](codes).astype(stored_type(made))
-    return known[key][given[0].view(f"u{given[0].itemsize}")]
+    known, unsigned = _kept(op), f"u{given[0].itemsize}"
+    if "outputs" not in known:
+        codes = np.arange(1 << given[0].itemsize * 8).astype(unsigned).view(given[0].dtype)
+        known["outputs"] = run.model.kernels[op.name](codes).astype(stored_type(made))
+        params = made.quantized
+        exact = op.activation(dequantize(codes, tensors[0].quantized)) / params.scale + params.zero_point
+        known["saturated"] = (exact < params.raw_min - 0.5) | (exact > params.raw_max + 0.5)
+    if run.saturated is not None:
+        run.saturated[op.name] += int(known["saturated"][given[0].view(unsigned)].sum())
+    return known["outputs"][given[0].view(unsigned)]
 
 
 def _lookup(op: Lookup, given: Arrays, tensors: Tensors, _: Tensor, __: Run) -> np.ndarray:

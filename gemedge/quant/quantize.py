@@ -10,7 +10,7 @@ from gemedge.model import QuantizedModel, Scheme
 from gemedge.quant.formats import Formats
 from gemedge.quant.lower import elementwise, places, weighted, windows
 from gemedge.quant.lower.lowering import Handler, Lowering, Range
-from gemedge.quant.lower.reading import FOLDED, name_of
+from gemedge.quant.lower.reading import FOLDED, layer_name, name_of, sample_shape
 
 _HANDLERS: dict[str, Handler] = {
     **weighted.HANDLERS,
@@ -35,7 +35,7 @@ def quantize(
     Raises UnsupportedError naming every node that has no integer form, before any work, and QuantizationError
     naming a tensor without a range or a layer whose accumulator does not fit.
     """
-    _refuse_unsupported(model)
+    check_supported(model)
     lowering = Lowering(model, ranges, lambda name: Formats(scheme_of(name) or scheme), rounding)
     lowering.lower(_HANDLERS)
     for value in model.graph.outputs:
@@ -51,7 +51,10 @@ def quantize(
     )
 
 
-def _refuse_unsupported(model: ir.Model) -> None:
+def check_supported(model: ir.Model) -> None:
+    """Raises UnsupportedError naming every node that has no integer form, or an input whose size is not known."""
+    for value in model.graph.inputs:
+        sample_shape(value)
     missing, constant = [], set(model.graph.initializers)
     for node in model.graph:
         known = [value is None or name_of(value) in constant for value in node.inputs]
@@ -60,6 +63,6 @@ def _refuse_unsupported(model: ir.Model) -> None:
         elif node.op_type not in _HANDLERS or (node.op_type == "Div" and not known[1]):
             missing.append(node)
     if missing:
-        shown = ", ".join(f"{node.name!r} ({node.op_type})" for node in missing[:12])
+        shown = ", ".join(f"{layer_name(node)!r} ({node.op_type})" for node in missing[:12])
         more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
         raise UnsupportedError(f"no integer form for {shown}{more}")

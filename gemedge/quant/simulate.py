@@ -35,8 +35,8 @@ def simulate(
     """The model's outputs, dequantized to float32, for a batch of float inputs by name.
 
     inputs: arrays [batch, *shape]; a lone input may have any name. layers: names of layers whose integers are
-    wanted too. raw gives the outputs' integers. saturated: adds for each layer how many of its rescaled numbers
-    lay beyond their format. workers: threads, None for one a processor, each with a few samples
+    wanted too. raw gives the outputs' integers. saturated: adds for each layer and input how many of its
+    numbers lay beyond their format. workers: threads, None for one a processor, each with a few samples
     at a time; the results are the same whatever their number. (BLAS has threads of its own, which gain nothing here:
     set OMP_NUM_THREADS=1.) Raises DataError for inputs that do not fit, naming the input, and UsageError.
     """
@@ -47,8 +47,8 @@ def simulate(
 
     def part(start: int) -> Part:
         few = {name: array[start : start + _SAMPLES] for name, array in given.items()}
-        integers = {name: _entered(model.tensors[name], array) for name, array in few.items()}
         counts = Counter[str]()
+        integers = entered(model, few, counts)
         made = run(model, integers, keep=keep, saturated=None if saturated is None else counts)
         return made, counts
 
@@ -90,6 +90,8 @@ def border(model: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> dict[str,
         tensor = model.tensors[name]
         if array.shape[1:] != tensor.shape or array.ndim == 0:
             raise DataError(f"input {name!r} has shape {list(array.shape)}; the model takes [batch, {_list(tensor)}]")
+        if tensor.params is None and not (array == np.rint(array)).all():
+            raise DataError(f"input {name!r} takes whole numbers, indices; it holds others")
         if tensor.params is not None and not np.isfinite(array).all():
             raise DataError(f"input {name!r} holds NaN or infinity")
     if len({len(array) for array in given.values()}) > 1:
@@ -98,11 +100,21 @@ def border(model: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> dict[str,
     return given
 
 
-def _entered(tensor: Tensor, array: np.ndarray) -> np.ndarray:
-    """Floats as the integers of the tensor; indices as they are."""
-    if tensor.params is None:
-        return array.astype(np.int64)
-    return quantize(array, tensor.params).astype(stored_type(tensor))
+def entered(model: QuantizedModel, inputs: Mapping[str, np.ndarray], saturated: Counter[str]) -> Integers:
+    """Floats as the integers of the model's inputs, those beyond a format counted; indices as they are."""
+    integers = {}
+    for name, array in inputs.items():
+        tensor = model.tensors[name]
+        params = tensor.params
+        if params is None:
+            integers[name] = array.astype(np.int64)
+        else:
+            integers[name] = quantize(array, params).astype(stored_type(tensor))
+            low, high = (
+                (end - params.zero_point) * params.scale for end in (params.raw_min - 0.5, params.raw_max + 0.5)
+            )
+            saturated[name] += int(((array < low) | (array > high)).sum())
+    return integers
 
 
 def run(

@@ -23,6 +23,22 @@ def name_of(value: ir.Value) -> str:
     return value.name or ""
 
 
+def layer_name(node: ir.Node) -> str:
+    """What a node is called: its name, or that of its first output where it has none."""
+    return node.name or name_of(node.outputs[0])
+
+
+def sample_shape(value: ir.Value) -> tuple[int, ...]:
+    """The shape after the batch; UnsupportedError where it is not known."""
+    if value.shape is None or len(value.shape) == 0:
+        raise UnsupportedError(f"tensor {name_of(value)!r} has no known shape with a batch")
+    sizes = tuple(value.shape)[1:]
+    if not all(isinstance(size, int) for size in sizes):
+        shown = ", ".join(str(size) for size in value.shape)
+        raise UnsupportedError(f"tensor {name_of(value)!r} of shape [{shown}] varies in more than its first axis")
+    return tuple(int(size) for size in sizes)  # type: ignore[arg-type]
+
+
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value
