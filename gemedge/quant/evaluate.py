@@ -200,10 +200,12 @@ def _activate(op: Activate, given: Arrays, tensors: Tensors, made: Tensor, run: 
     known, unsigned = _kept(op), f"u{given[0].itemsize}"
     if "outputs" not in known:
         codes = np.arange(1 << given[0].itemsize * 8).astype(unsigned).view(given[0].dtype)
-        known["outputs"] = run.model.kernels[op.name](codes).astype(stored_type(made))
         params = made.quantized
         exact = op.activation(dequantize(codes, tensors[0].quantized)) / params.scale + params.zero_point
         known["saturated"] = (exact < params.raw_min - 0.5) | (exact > params.raw_max + 0.5)
+        known["outputs"] = run.model.kernels[op.name](codes).astype(
+            stored_type(made)
+        )  # last: another thread looks here
     if run.saturated is not None:
         run.saturated[op.name] += int(known["saturated"][given[0].view(unsigned)].sum())
     return known["outputs"][given[0].view(unsigned)]
