@@ -64,13 +64,18 @@ def stored_type(tensor: Tensor) -> np.dtype:
 def _convolution(op: Convolution, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     """Channels lie last in memory, whatever the shape says: then the copies below move whole rows."""
     dtype = _exact_type(op.accumulator_bound(tensors))
-    x = np.ascontiguousarray(np.moveaxis(_centred(given[0], tensors[0], dtype), 1, -1))
+    sums = slide(op, _centred(given[0], tensors[0], dtype), op.weight.astype(dtype))
+    return _weighted(sums, op, tensors, made, run, axis=1)
+
+
+def slide(op: Convolution, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The sums [batch, O, *spots] of a convolution, in the type of x [batch, I, *size] and of the weights."""
+    x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     axes = len(op.strides)
     margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
-    windows = _windows(np.pad(x, margins), op.weight.shape[2:], op.strides, op.dilations)
-    multiply = _depthwise if op.groups == x.shape[-1] == len(op.weight) > 1 else _grouped
-    sums = np.moveaxis(multiply(windows, op.weight.astype(dtype), op.groups, axes), -1, 1)
-    return _weighted(sums, op, tensors, made, run, axis=1)
+    windows = _windows(np.pad(x, margins), weight.shape[2:], op.strides, op.dilations)
+    multiply = _depthwise if op.groups == x.shape[-1] == len(weight) > 1 else _grouped
+    return np.moveaxis(multiply(windows, weight, op.groups, axes), -1, 1)
 
 
 def _grouped(windows: np.ndarray, weight: np.ndarray, groups: int, axes: int) -> np.ndarray:
@@ -110,7 +115,7 @@ def _weighted(
 
 def _matrix_multiply(op: MatrixMultiply, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     dtype = _exact_type(op.accumulator_bound(tensors))
-    left, right = (_aligned(_centred(x, t, dtype), made) for x, t in zip(given, tensors, strict=True))
+    left, right = (aligned(_centred(x, t, dtype), made) for x, t in zip(given, tensors, strict=True))
     sums = np.matmul(left, right).astype(np.int64)
     return _stored(_scaled(sums, op.mantissa, op.shift, op, tensors, run), op, made, run)
 
@@ -155,27 +160,27 @@ def _interpolate(op: Interpolate, given: Arrays, _: Tensors, made: Tensor, __: R
 
 
 def _combine(op: Combine, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
-    parts = [_aligned(_centred(x, t, np.int64), made) * m for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
+    parts = [aligned(_centred(x, t, np.int64), made) * m for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
     return _stored(rescale(sum(parts[1:], parts[0]), 1, op.shift), op, made, run)
 
 
 def _gemmlowp_sum(op: GemmlowpSum, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     total = np.zeros((), np.int64)
     for x, tensor, mantissa, shift in zip(given, tensors, op.mantissa, op.shift, strict=False):
-        wide = _aligned(_centred(x, tensor, np.int64), made) << op.left
+        wide = aligned(_centred(x, tensor, np.int64), made) << op.left
         part = requantize(wide, abs(mantissa), 31 - shift, Rounding.DOUBLE)
         total = np.add(total, part if mantissa > 0 else -part)
     return _stored(requantize(total, op.mantissa[2], 31 - op.shift[2], Rounding.DOUBLE), op, made, run)
 
 
 def _multiply(op: Multiply, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
-    left, right = (_aligned(_centred(x, t, np.int64), made) for x, t in zip(given, tensors, strict=True))
+    left, right = (aligned(_centred(x, t, np.int64), made) for x, t in zip(given, tensors, strict=True))
     return _stored(_scaled(left * right, op.mantissa, op.shift, op, tensors, run), op, made, run)
 
 
 def _choose(op: Choose, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     parts = [
-        _scaled(_aligned(_centred(x, t, np.int64), made), m, s, op, tensors, run)
+        _scaled(aligned(_centred(x, t, np.int64), made), m, s, op, tensors, run)
         for x, t, m, s in zip(given, tensors, op.mantissa, op.shift, strict=True)
     ]
     return _stored(np.where(op.condition, *parts), op, made, run)
@@ -185,7 +190,7 @@ def _choose(op: Choose, given: Arrays, tensors: Tensors, made: Tensor, run: Run)
 
 
 def _max_pool(op: MaxPool, given: Arrays, tensors: Tensors, _: Tensor, __: Run) -> np.ndarray:
-    windows = _pool_windows(op, given[0], tensors[0].quantized.raw_min)
+    windows = pool_windows(op, given[0], tensors[0].quantized.raw_min)
     places = list(np.ndindex(*op.kernel))
     largest = windows[(..., *places[0])].copy()
     for place in places[1:]:
@@ -212,11 +217,12 @@ def _counts(op: AveragePool | RawAveragePool, x: np.ndarray) -> np.ndarray:
 
 
 def _window_sums(op: AveragePool | RawAveragePool, x: np.ndarray) -> np.ndarray:
-    sums: np.ndarray = _pool_windows(op, x, 0).sum(tuple(range(-len(op.kernel), 0)))
+    sums: np.ndarray = pool_windows(op, x, 0).sum(tuple(range(-len(op.kernel), 0)))
     return sums
 
 
-def _pool_windows(op: MaxPool | AveragePool | RawAveragePool, x: np.ndarray, padding: int) -> np.ndarray:
+def pool_windows(op: MaxPool | AveragePool | RawAveragePool, x: np.ndarray, padding: float) -> np.ndarray:
+    """Views [batch, *spots, channels, *kernel] of x [batch, channels, *size], padded."""
     axes = len(op.strides)
     margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
     padded = np.pad(np.moveaxis(x, 1, -1), margins, constant_values=padding)
@@ -355,7 +361,7 @@ def _centred(raw: np.ndarray, tensor: Tensor, dtype: type) -> np.ndarray:
     return centred
 
 
-def _aligned(x: np.ndarray, made: Tensor) -> np.ndarray:
+def aligned(x: np.ndarray, made: Tensor) -> np.ndarray:
     """[batch, *shape] with as many axes as the output has, so that broadcasting leaves the batch alone."""
     return x.reshape(len(x), *(1,) * (len(made.shape) + 1 - x.ndim), *x.shape[1:])
 

@@ -9,7 +9,7 @@ from gemedge.fixed import Rounding
 from gemedge.model import QuantizedModel, Scheme
 from gemedge.quant.formats import Formats
 from gemedge.quant.lower import elementwise, places, weighted, windows
-from gemedge.quant.lower.lowering import Handler, Lowering, Range
+from gemedge.quant.lower.lowering import Handler, Lowering, Range, Real
 from gemedge.quant.lower.reading import FOLDED, name_of
 
 _HANDLERS: dict[str, Handler] = {
@@ -35,13 +35,25 @@ def quantize(
     Raises UnsupportedError naming every node that has no integer form, before any work, and QuantizationError
     naming a tensor without a range or a layer whose accumulator does not fit.
     """
+    return lowered(model, ranges, scheme=scheme, rounding=rounding, scheme_of=scheme_of)[0]
+
+
+def lowered(
+    model: ir.Model,
+    ranges: Mapping[str, Range],
+    *,
+    scheme: Scheme,
+    rounding: Rounding,
+    scheme_of: Callable[[str], Scheme | None] = lambda _: None,
+) -> tuple[QuantizedModel, dict[str, Real]]:
+    """`quantize`, and what the layers' constants stood for before, by the layer's name."""
     _refuse_unsupported(model)
     lowering = Lowering(model, ranges, lambda name: Formats(scheme_of(name) or scheme), rounding)
     lowering.lower(_HANDLERS)
     for value in model.graph.outputs:
         if lowering.batch_axis(value) != 0:
             raise UnsupportedError(f"output {name_of(value)!r} has its batch on axis {lowering.batch_axis(value)}")
-    return QuantizedModel(
+    quantized = QuantizedModel(
         scheme,
         rounding,
         tuple(lowering.source(value).name for value in model.graph.inputs),
@@ -49,6 +61,7 @@ def quantize(
         lowering.tensors,
         tuple(lowering.layers),
     )
+    return quantized, lowering.reals
 
 
 def _refuse_unsupported(model: ir.Model) -> None:

@@ -43,6 +43,20 @@ class Target:
     clamp: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Real:
+    """What a layer's constants stood for before they became integers: float64, in the layer's own layout.
+
+    weight: of a constant or table of rows, its numbers. scales: what one integer of the weights stands for, for each
+    output channel. function: what a table holds.
+    """
+
+    weight: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    scales: np.ndarray | None = None
+    function: Callable[[np.ndarray], np.ndarray] | None = None
+
+
 Handler = Callable[["Lowering", ir.Node], None]
 
 
@@ -66,6 +80,7 @@ class Lowering:
         self.rounding = rounding
         self.tensors: dict[str, Tensor] = {}
         self.layers: list[Op] = []
+        self.reals: dict[str, Real] = {}  # by the layer's name
         self.values: dict[str, Tensor] = {}  # by the ONNX name
         self.batch_axes: dict[str, int] = {}
         self.merged: set[str] = set()  # values whose batch axis holds more than the batch
@@ -124,7 +139,9 @@ class Lowering:
         params = formats.params(float(array.min(initial=0)), float(array.max(initial=0)))
         codes = to_integers(sample, params).astype(f"i{params.bits // 8}")
         tensor = Tensor(self._unused(name_of(value)), codes.shape, params)
-        self.layers.append(Constant(self._layer_name(f"constant {tensor.name}"), (), tensor.name, codes))
+        layer = Constant(self._layer_name(f"constant {tensor.name}"), (), tensor.name, codes)
+        self.layers.append(layer)
+        self.reals[layer.name] = Real(weight=sample.astype(np.float64))
         return self._known(value, tensor, 0)
 
     def sources(self, node: ir.Node) -> list[Tensor]:
@@ -185,6 +202,7 @@ class Lowering:
         step: str = "",
         batch: int | None = None,
         merged: bool | None = None,
+        real: Real | None = None,
     ) -> Tensor:
         """A layer for a node, and the tensor that it makes.
 
@@ -197,6 +215,8 @@ class Lowering:
         clamp = target.clamp if target is not None else None
         inner = step or ("unclamped" if clamp else "")
         made = self._append(node.name or name_of(value), name_of(value), step, inner, kind, given, fields, params)
+        if real is not None:
+            self.reals[self.layers[-1].name] = real
         if clamp:
             made = self._append(node.name or name_of(value), name_of(value), "clamp", "", Clamp, [made], clamp, params)
         if not step:
