@@ -88,6 +88,8 @@ def emulate(
         made, on = model.tensors[layer.output], causes(layer.name)
         place = Place(tensors, made, reals.get(layer.name, Real()), on, samples)
         value = _EMULATE[type(layer)](layer, [found[name] for name in layer.inputs], place)
+        if place.real.bounds is not None:
+            value = np.clip(value, *place.real.bounds)
         if not isinstance(layer, _MOVES) and made.params is not None:
             value = _written(value, formats.get(layer.output, made.params), on)
         found[layer.output] = value

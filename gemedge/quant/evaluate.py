@@ -136,7 +136,9 @@ def _stored(values: np.ndarray, op: Operator, made: Tensor, run: Run) -> np.ndar
     params = made.quantized
     values += params.zero_point
     if run.saturated is not None:
-        run.saturated[op.name] += int(((values < params.raw_min) | (values > params.raw_max)).sum())
+        below = 0 if made.bounded in ("low", "both") else (values < params.raw_min).sum()
+        above = 0 if made.bounded in ("high", "both") else (values > params.raw_max).sum()
+        run.saturated[op.name] += int(below + above)
     return np.clip(values, params.raw_min, params.raw_max, out=values).astype(stored_type(made))
 
 
