@@ -98,7 +98,7 @@ def command(
     with about(model):
         quantized = quantize(captured.model, ranges, scheme=chosen, rounding=Rounding(rounding))
         few = Request(data, choice, batch, min(limit or _COMPARED, _COMPARED), workers, "", trust)
-        errors = compare_confined(captured.model, quantized, few)
+        errors = compare_confined(captured.model, quantized, few).errors
     content = model_file.save(quantized)
     files.write({target: content}, force=force)
     if as_json:
@@ -107,7 +107,7 @@ def command(
         _print(quantized, errors, target, len(content))
 
 
-def _summary(quantized: "QuantizedModel", errors: "list[TensorError]", target: Path, size: int) -> dict[str, Any]:
+def _summary(quantized: "QuantizedModel", errors: "tuple[TensorError, ...]", target: Path, size: int) -> dict[str, Any]:
     return {
         "file": str(target),
         "bytes": size,
@@ -128,7 +128,7 @@ def _summary(quantized: "QuantizedModel", errors: "list[TensorError]", target: P
     }
 
 
-def _print(quantized: "QuantizedModel", errors: "list[TensorError]", target: Path, size: int) -> None:
+def _print(quantized: "QuantizedModel", errors: "tuple[TensorError, ...]", target: Path, size: int) -> None:
     rows = [
         (error.layer, f"{error.sqnr:.1f}", f"{error.max_lsb:.2f}", f"{error.max_abs:.4g}", f"{error.saturated:.2%}")
         for error in errors[:_ROWS]

@@ -87,12 +87,15 @@ class Lowering:
         ranges: Mapping[str, Range],
         formats_of: Callable[[str], Formats],
         rounding: Rounding,
+        known: Mapping[str, QuantParams] | None = None,
     ) -> None:
+        self.model = model
         self.graph = model.graph
         self.opset = model.opset_imports.get("", 18)
         self.ranges = ranges
         self.formats_of = formats_of
         self.rounding = rounding
+        self.given_params = known or {}  # by tensor, in place of what its range would give
         self.tensors: dict[str, Tensor] = {}
         self.layers: list[Op] = []
         self.reals: dict[str, Real] = {}  # by the layer's name
@@ -196,6 +199,8 @@ class Lowering:
     def params(self, value: ir.Value, node: ir.Node | None = None) -> QuantParams:
         """The parameters that a value's range gives in the format of the layer that makes it."""
         name = name_of(value)
+        if name in self.given_params:
+            return self.given_params[name]
         if name not in self.ranges:
             raise QuantizationError(f"tensor {name!r} has no range; calibrate with data that reaches it")
         layer = node or value.producer()
