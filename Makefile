@@ -1,4 +1,4 @@
-# make demo   the main job on real data, in about a minute
+# make demo   the main job on real data, from training to integers, in about a minute
 # make test   ruff, the type checker and the tests
 # Both make .venv first and install what they need into it; a second run starts at once.
 
@@ -32,6 +32,7 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 
 bench: $(INSTALLED)
+	@$(PIP) --no-deps seglearn
 	@for file in benchmarks/[a-z]*.py; do case $$file in benchmarks/timing.py) ;; *) \
 	  echo "gemedge: $$file"; PYTHONPATH=. $(BIN)/python $$file;; esac; done
 

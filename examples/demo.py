@@ -1,7 +1,8 @@
-"""From training to a checked ONNX file, on real images: what `make demo` runs.
+"""From training to a checked ONNX file and to integers, on real images: what `make demo` runs.
 
 Trains a small CNN with GEM on handwritten digits, saves model.pt, exports it in three forms with the command
-line, runs each in onnxruntime, and draws the activation and the confusion matrix. Everything lands in ./demo.
+line and runs each in onnxruntime; quantizes it in four schemes and runs each with integers only; draws the
+activation and the confusion matrix. Everything lands in ./demo.
 """
 
 import subprocess
@@ -23,6 +24,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 FORMS = ("function", "primitive", "custom")
+SCHEMES = ("int8", "int16x8", "q7", "q15")
+CALIBRATION = 500  # training images
 FOLDER = Path("demo")
 
 
@@ -38,10 +41,15 @@ def main() -> None:
     gnn.save(model, FOLDER / "model.pt", test_images[:1])
     print(f"saved {FOLDER / 'model.pt'}\n")
     with torch.no_grad():
-        predictions = {"torch": model(test_images).argmax(1).numpy()}
+        reference = model(test_images).numpy()
+    predictions = {"torch": reference.argmax(1)}
     for form in FORMS:
         predictions[f"onnxruntime, {form}"] = exported(form, test_images.numpy())
     print_table(predictions, test_labels.numpy())
+    print()
+    np.savez(FOLDER / "calibration.npz", images[:CALIBRATION].numpy())
+    np.savez(FOLDER / "test.npz", test_images.numpy())
+    print_schemes({scheme: quantized(scheme) for scheme in SCHEMES}, reference, test_labels.numpy())
     draw_activation(FOLDER / "activation.png")
     draw_confusion(predictions["onnxruntime, function"], test_labels.numpy(), FOLDER / "confusion.png")
     print(f"\nplots: {FOLDER / 'activation.png'}, {FOLDER / 'confusion.png'}")
@@ -51,13 +59,32 @@ def exported(form: str, images: np.ndarray) -> np.ndarray:
     """The classes that the exported model gives; the custom form needs gemedge's kernel."""
     path = FOLDER / f"model-{form}.onnx"
     command = ["export", str(FOLDER / "model.pt"), "--format", "onnx", "--gem", form, "-o", str(path), "--force"]
-    print("$ gemedge", *command)
-    subprocess.run([sys.executable, "-m", "gemedge", *command], check=True)  # noqa: S603
-    print()
+    gemedge(*command)
     options = onnxruntime_options() if form == "custom" else onnxruntime.SessionOptions()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images})
     return np.asarray(logits).argmax(1)
+
+
+def quantized(scheme: str) -> np.ndarray:
+    """The logits that the model in integers gives for the test images."""
+    model, outputs = FOLDER / f"model-{scheme}.gemq", FOLDER / f"outputs-{scheme}.npz"
+    images = str(FOLDER / "calibration.npz")
+    gemedge(
+        "quantize", str(FOLDER / "model.pt"), "--data", images, "--scheme", scheme, "-o", str(model), "--force", "-q"
+    )
+    gemedge("simulate", str(model), "--data", str(FOLDER / "test.npz"), "-o", str(outputs), "--force", "-q")
+    with np.load(outputs) as arrays:
+        (logits,) = arrays.values()
+    return np.asarray(logits)
+
+
+def gemedge(*command: str) -> None:
+    """Run the command line, and show what it is given and what it prints."""
+    print("$ gemedge", *command, flush=True)
+    subprocess.run([sys.executable, "-m", "gemedge", *command], check=True)  # noqa: S603
+    if "-q" not in command:
+        print()
 
 
 def print_table(predictions: dict[str, np.ndarray], labels: np.ndarray) -> None:
@@ -65,6 +92,17 @@ def print_table(predictions: dict[str, np.ndarray], labels: np.ndarray) -> None:
     for name, classes in predictions.items():
         accuracy, agreement = (classes == labels).mean(), (classes == predictions["torch"]).mean()
         print(f"{name:<24}{accuracy:>14.1%}{agreement:>22.1%}")
+
+
+def print_schemes(logits: dict[str, np.ndarray], reference: np.ndarray, labels: np.ndarray) -> None:
+    """What each scheme keeps of the float model, and its bytes."""
+    print(f"\n{'integers':<10}{'test accuracy':>14}{'same class as torch':>22}{'SQNR, dB':>10}{'file, bytes':>13}")
+    for scheme, values in logits.items():
+        classes = values.argmax(1)
+        accuracy, agreement = (classes == labels).mean(), (classes == reference.argmax(1)).mean()
+        sqnr = 10 * np.log10(np.square(reference).sum() / np.square(values - reference).sum())
+        size = (FOLDER / f"model-{scheme}.gemq").stat().st_size
+        print(f"{scheme:<10}{accuracy:>14.1%}{agreement:>22.1%}{sqnr:>10.1f}{size:>13,}")
 
 
 def draw_activation(path: Path) -> None:

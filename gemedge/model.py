@@ -107,6 +107,8 @@ class QuantizedModel:
         layer.require(len(tensors) == _inputs_of(layer, tensors), f"{len(tensors)} inputs")
         shape = layer.output_shape([tensor.shape for tensor in tensors])
         layer.require(shape == made.shape, f"it makes {list(shape)}, its output is {list(made.shape)}")
+        doubled = not isinstance(layer, GemmlowpSum) or self.rounding is Rounding.DOUBLE
+        layer.require(doubled, "it belongs to rounding double")
         bound = layer.accumulator_bound(tensors)
         bits = accumulator_bits(layer, tensors)
         if bound >= 1 << (bits - 1):
@@ -195,18 +197,33 @@ def _check_arrays(layer: Op, made: Tensor) -> None:
             layer.require(small, f"weights of type {layer.weight.dtype}; they must be int8 or int16")
         case Choose(condition=array) | Softmax(mask=array):
             layer.require(array.dtype == np.int8 and bool(np.isin(array, (0, 1)).all()), "a condition must be 0 or 1")
+        case Pad(value=value) | Spread(value=value):
+            _check_codes(layer, made, value)
+        case Clamp(low=low, high=high):
+            _check_codes(layer, made, low, high)
     if isinstance(layer, Softmax):
         sizes = (layer.fine.size, layer.coarse.size)
         layer.require(sizes in ((256, 1), (256, 256)), f"tables of {sizes[0]} and {sizes[1]} numbers")
         most = int(layer.fine.max()) * int(layer.coarse.max())
         least = min(int(layer.fine.min()), int(layer.coarse.min()))
-        fits = least >= 0 and most < 1 << 62 and 0 <= layer.shift <= 62 and 0 < layer.one <= 1 << 15
+        fits = least >= 0 and most < 1 << 62 and 0 < layer.one <= 1 << 15
+        fits = fits and most >> layer.shift < 1 << 31
         layer.require(fits and int(layer.fine[0]) * int(layer.coarse[0]) >> layer.shift > 0, "its tables or its shift")
+
+
+def _check_codes(layer: Op, made: Tensor, *codes: int) -> None:
+    params = made.quantized
+    outside = [code for code in codes if not params.raw_min <= code <= params.raw_max]
+    layer.require(not outside, f"{outside} outside the integers from {params.raw_min} to {params.raw_max}")
 
 
 def _check_rescaling(layer: Rescaling, bound: int, *, gemmlowp: bool) -> None:
     """That an accumulator up to bound, rescaled, stays below 2^62: simulate computes without looking."""
-    largest = int(np.abs(layer.mantissa).max(initial=0))
+    low, high = int(layer.mantissa.min(initial=0)), int(layer.mantissa.max(initial=0))
+    largest = max(-low, high)
+    if not isinstance(layer, Combine):
+        magnitudes = layer.mantissa[2:] if isinstance(layer, GemmlowpSum) else layer.mantissa
+        layer.require(int(magnitudes.min(initial=0)) >= 0, f"mantissa {int(magnitudes.min(initial=0))} below 0")
     reach = bound if isinstance(layer, Combine) else bound * largest
     fits = largest < 1 << 31 and reach < 1 << 62
     layer.require(fits, f"an accumulator up to {bound} times mantissa {largest} leaves 62 bits")

@@ -210,9 +210,14 @@ class GemmlowpSum(Operator):
         return _broadcast(self, shapes)
 
     def accumulator_bound(self, tensors: Sequence[Tensor]) -> int:
-        parts = [(tensor.reach << self.left) * abs(int(m)) for tensor, m in zip(tensors, self.mantissa, strict=False)]
-        shifts = [int(shift) for shift in self.shift[:2]]
-        return sum((part >> shift) + 1 for part, shift in zip(parts, shifts, strict=True))
+        sizes = (self.mantissa.size, self.shift.size)
+        self.require(sizes == (3, 3), f"{sizes[0]} mantissas and {sizes[1]} shifts; it needs 3")
+        self.require(0 <= self.left < 31, f"left={self.left} must be from 0 to 30")
+        wide = [tensor.reach << self.left for tensor in tensors]
+        shifts = [int(shift) for shift in self.shift]
+        fits = min(shifts) >= 0 and all(w << max(31 - s, 0) < 1 << 31 for w, s in zip(wide, shifts, strict=False))
+        self.require(fits, f"left={self.left} and shifts {shifts} take an input beyond 32 bits")
+        return sum((w * abs(int(m)) >> s) + 1 for w, m, s in zip(wide, self.mantissa, shifts, strict=False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,12 +321,15 @@ class Softmax(Operator):
     mask: np.ndarray
 
     def output_shape(self, shapes: Sequence[Shape]) -> Shape:
+        self.require(0 <= self.shift <= 62, f"shift {self.shift} must be from 0 to 62")
         if self.mask.size:
             self.require(_broadcast(self, (shapes[0], self.mask.shape)) == shapes[0], "its mask is larger than it")
             self.require(bool(self.mask.any(-1).all()), "a row of its mask lets nothing pass")
         return shapes[0]
 
     def accumulator_bound(self, tensors: Sequence[Tensor]) -> int:
+        bits = tensors[0].quantized.bits
+        self.require(bits <= (8 if self.coarse.size == 1 else 16), f"tables too small for {bits} bits")
         largest = int(self.fine.max(initial=0)) * int(self.coarse.max(initial=0)) >> self.shift
         return tensors[0].shape[-1] * (largest + 1)
 
@@ -346,12 +354,15 @@ class LayerNormalization(Operator):
         self.require(self.mantissa.shape == self.bias.shape == (size,), f"{self.mantissa.shape} mantissas for {size}")
         largest = max(abs(int(self.mantissa.min())), abs(int(self.mantissa.max())))
         self.require(largest < 1 << 31 and 0 <= self.shift <= 62, f"mantissa {largest} or shift {self.shift}")
-        self.require(int(np.abs(self.bias).max()) < 1 << 60, "a bias beyond 2^60")
+        largest = max(abs(int(self.bias.min())), abs(int(self.bias.max())))
+        self.require(largest < 1 << 60, "a bias beyond 2^60")
         self.require(0 < self.epsilon < 1 << 60, f"epsilon of {self.epsilon} must be from 1 to 2^60")
         return shapes[0]
 
     def accumulator_bound(self, tensors: Sequence[Tensor]) -> int:
         """Of a sum of numbers; the sum of squares is wider, and is bounded by output_shape."""
+        bits = tensors[0].quantized.bits
+        self.require(bits <= 16, f"an input of {bits} bits; 8 or 16")
         return tensors[0].shape[-1] * tensors[0].reach
 
 

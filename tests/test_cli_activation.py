@@ -162,7 +162,11 @@ def a_side(stored):
     ("make", "status", "message"),
     [
         (lambda: "", 3, "this is no file of ours"),
-        (lambda: "x", 3, "this is no file of ours; inspect reads the kernels that `gemedge activation -o` saves"),
+        (
+            lambda: "x",
+            3,
+            "this is no file of ours; inspect reads what `gemedge quantize` and `gemedge activation -o` save",
+        ),
         (lambda: "{}", 3, "this is no file of ours"),
         (lambda: '{"format": 7}', 3, "this is no file of ours"),
         (lambda: Path("k.json").read_text()[:300], 3, "it is not JSON: "),
@@ -210,7 +214,7 @@ def test_a_path_that_is_no_file_is_named(run, path, message):
 def test_a_file_that_is_too_large_is_refused_unread(run):
     with Path("large").open("wb") as file:
         file.truncate((16 << 20) + 1)
-    assert run("inspect", "large") == (3, "", "gemedge: large is larger than 16 MiB, which no file of ours is\n")
+    assert run("inspect", "large") == (3, "", "gemedge: large is larger than 16 MiB, which no kernel of ours is\n")
 
 
 SWEEP = ["activation", "gem(n=1)", "--sweep", "--ns", "1,2", "--epsilons", "1e-6,0.01", "--formats", "Q3.12,Q0.15"]

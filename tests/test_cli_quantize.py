@@ -1,6 +1,7 @@
 """gemedge quantize and gemedge simulate, as a user runs them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 import gemedge.nn as gnn
 from gemedge import model_file
 from gemedge.cli import _status
+from gemedge.kernel import FixedActivation
 from gemedge.quant.simulate import simulate
 
 
@@ -156,3 +158,66 @@ def test_float_outputs_of_the_file_are_those_the_integers_are_compared_with(trai
     assert gemedge("export", folder / "model.pt", "-o", folder / "m.onnx", "--quiet", "--force") == 0
     session = onnxruntime.InferenceSession(str(folder / "m.onnx"))
     np.testing.assert_allclose(session.run(None, {"input": x})[0], logits, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def made(trained):
+    """A .gemq file of int16x8 with two kernels."""
+    folder = trained[0]
+    path = folder / "inspected.gemq"
+    arguments = ("--data", folder / "calib.npz", "--scheme", "int16x8", "-o", path, "--quiet")
+    assert gemedge("quantize", folder / "model.pt", *arguments) == 0
+    return path
+
+
+def test_inspect_says_what_a_model_is_and_certifies_its_kernels_again(made, capsys):
+    assert gemedge("inspect", made) == 0
+    printed = capsys.readouterr().out
+    title, *lines = printed.splitlines()
+    size = made.stat().st_size
+    assert title.startswith("gemedge model: int16x8, rounding single, 7 layers, ")
+    assert title.endswith(f" bytes of weights in {size:,}")
+    assert lines[0].startswith("input   input: [batch, 1, 8, 8] int16(scale=")
+    assert lines[1].startswith("output  output: [batch, 10] int16(scale=")
+    assert [line[:19] for line in lines[2:6:2]] == ["kernel  gem(n=1) fr", "kernel  egem(n=2, e"]
+    assert all("certified again: all 65,536 inputs: 0 misrounded" in line for line in lines[3:7:2])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "Convolution" in line]
+    assert rows == [["0", "Convolution", "[8, 8, 8]", "264"], ["3", "Convolution", "[16, 2, 2]", "1,536"]]
+
+
+def test_inspect_as_json_agrees_with_the_file(made, capsys):
+    assert gemedge("inspect", made, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    model = model_file.load(made.read_bytes())
+    assert [told["kind"], told["scheme"], told["bytes"]] == ["gemedge model", "int16x8", made.stat().st_size]
+    assert [layer["name"] for layer in told["layers"]] == [layer.name for layer in model.layers]
+    assert told["layers"][0] == {
+        "name": "0", "operator": "Convolution", "shape": [8, 8, 8], "weight_bytes": 8 * 9 + 3 * 8 * 8,
+    }  # fmt: skip
+    digests = {layer.digest for layer in model.layers if hasattr(layer, "digest")}
+    assert {kernel["certificate"]["constants"] for kernel in told["kernels"]} == digests
+    assert told["inputs"][0]["scale"] == model.tensors["input"].params.scale
+
+
+def test_inspect_refuses_a_kernel_that_rounds_wrongly_or_is_another(made, tmp_path, capsys, monkeypatch):
+    model = model_file.load(made.read_bytes())
+    layers = [replace(la, digest="0" * 64) if hasattr(la, "digest") else la for la in model.layers]
+    other = tmp_path / "other.gemq"
+    other.write_bytes(model_file.save(replace(model, layers=tuple(layers))))
+    assert gemedge("inspect", other) == 3
+    expected = f"gemedge: {other}: layer '1': its kernel is not the one that was certified\n"
+    assert capsys.readouterr() == ("", expected)
+    right = FixedActivation.evaluate
+    monkeypatch.setattr(FixedActivation, "evaluate", lambda self, raw, run: right(self, raw, run) ^ (raw == 1234))
+    assert gemedge("inspect", made) == 1
+    assert "layer '1': gem(n=1): all 65,536 inputs: 1 misrounded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:100], lambda b: b[:-1], lambda b: b[:500] + b"?" + b[501:]])
+def test_inspect_refuses_a_damaged_model_in_one_line(made, change, tmp_path, capsys):
+    bad = tmp_path / "bad.gemq"
+    bad.write_bytes(change(made.read_bytes()))
+    assert gemedge("inspect", bad) == 3
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"gemedge: {bad}: its ") or "no sound gemedge model" in err

@@ -5,6 +5,7 @@ float type and shape. GEM stands for E-GEM at any epsilon.
 """
 
 import onnx
+import onnx.shape_inference
 import onnx_ir as ir
 from onnx.defs import OpSchema
 
@@ -38,7 +39,7 @@ def is_activation(node: ir.Node) -> bool:
 
 
 def _schema(op_type: str) -> OpSchema:
-    return OpSchema(
+    schema = OpSchema(
         op_type,
         DOMAIN,
         VERSION,
@@ -51,3 +52,9 @@ def _schema(op_type: str) -> OpSchema:
             OpSchema.Attribute("epsilon", onnx.helper.make_attribute("epsilon", 1.0), "The scale, positive."),
         ],
     )
+    schema.set_type_and_shape_inference_function(_infer)
+    return schema
+
+
+def _infer(context: onnx.shape_inference.InferenceContext) -> None:
+    context.set_output_type(0, context.get_input_type(0))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gemedge.cli import console, options
-from gemedge.errors import DataError, ModelError, UnsupportedError
+from gemedge.errors import DataError, ModelError, UnsupportedError, about
 
 if TYPE_CHECKING:
     from gemedge.quant.ranges import Ranges
@@ -64,10 +64,12 @@ def command(
     """Run MODEL on data and write the range of every tensor as JSON, to be edited or given to quantize."""
     from gemedge import files
     from gemedge.capture import capture
+    from gemedge.quant import lint
     from gemedge.quant.batches import inputs_of, samples_of
     from gemedge.quant.calibrate import check_scheduler
     from gemedge.quant.choose import METHODS, Choice
-    from gemedge.quant.job import Request, calibrate_confined
+    from gemedge.quant.job import Request, calibrate_confined, prepare_confined
+    from gemedge.quant.prepare import OPSET
 
     choice = Choice(next(known for known in METHODS if known == method), percentile, bits, symmetric)
     target = output or model.with_suffix(".ranges.json")
@@ -77,14 +79,16 @@ def command(
         console.note(warning, quiet=quiet)
     title = f"gemedge calibrate {model.name}"
     with console.phases(title, quiet=quiet or as_json) as on_phase:
-        captured = capture(source, on_phase=on_phase)
-    samples, notes = samples_of(data, inputs_of(captured.model), batch=batch, limit=limit)
-    for remark in (*captured.notes, *notes):
+        captured = capture(source, opset=OPSET, on_phase=on_phase)
+        with about(model):
+            prepared = prepare_confined(captured.model, trust=trust)
+    samples, notes = samples_of(data, inputs_of(prepared.model), batch=batch, limit=limit)
+    for remark in (*captured.notes, *notes, *lint.of_graph(prepared)):
         console.note(remark, quiet=quiet)
     request = Request(data, choice, batch, limit, workers, scheduler, trust)
     try:
         with console.progress(title, samples, quiet=quiet or as_json) as on_progress:
-            ranges = calibrate_confined(captured.model, request, on_progress)
+            ranges = calibrate_confined(prepared.model, request, on_progress)
     except (ModelError, UnsupportedError) as error:
         raise type(error)(f"{model}: {error}") from error
     except DataError as error:

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from gemedge import intervals, stored
-from gemedge.cli.console import one_line, print_json
-from gemedge.errors import GemedgeError, ModelError, PromiseError
+from gemedge.cli import inspect_model
+from gemedge.cli.console import one_line, print_json, print_table
+from gemedge.errors import ModelError, PromiseError, about
 
 LARGEST = 16 << 20
-_FOREIGN = "this is no file of ours; inspect reads the kernels that `gemedge activation -o` saves"
+_FOREIGN = "this is no file of ours; inspect reads what `gemedge quantize` and `gemedge activation -o` save"
 
 
 @click.command("inspect")
@@ -22,15 +23,15 @@ _FOREIGN = "this is no file of ours; inspect reads the kernels that `gemedge act
 def command(file: Path, as_json: bool) -> None:
     """Say what FILE is, and check its certificates again from the file alone."""
     data = _read(file)
-    try:
+    with about(file):
         report = _kind(data)(data)
-    except GemedgeError as error:
-        raise type(error)(f"{file}: {error}") from error
     if as_json:
         print_json(report)
         return
     for line in report["lines"]:
         click.echo(one_line(line))
+    if "layers" in report:
+        print_table(inspect_model.HEADER, inspect_model.rows(report))
 
 
 def _read(file: Path) -> bytes:
@@ -40,14 +41,18 @@ def _read(file: Path) -> bytes:
             raise ModelError(f"{file} is {found}; name a file of ours")
         with file.open("rb") as stream:
             data = stream.read(LARGEST + 1)
+            if inspect_model.is_model(data):
+                return data + stream.read()
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from error
     if len(data) > LARGEST:
-        raise ModelError(f"{file} is larger than {LARGEST >> 20} MiB, which no file of ours is")
+        raise ModelError(f"{file} is larger than {LARGEST >> 20} MiB, which no kernel of ours is")
     return data
 
 
 def _kind(data: bytes) -> Callable[[bytes], dict[str, Any]]:
+    if inspect_model.is_model(data):
+        return inspect_model.report
     for begins, reader in READERS.items():
         if data.lstrip()[:1] == begins:
             return reader

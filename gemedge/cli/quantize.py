@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 _ROWS = 10
 _COMPARED = 256  # samples
-_OPSET = 20  # has Gelu and HardSwish as single operators, which tables take whole
 
 
 @click.command("quantize", short_help="Turn a model into integers, with data to find its ranges.")
@@ -65,9 +64,12 @@ def command(
     from gemedge.data import open_regular, reading
     from gemedge.fixed import Rounding
     from gemedge.model import SCHEMES
+    from gemedge.quant import lint
     from gemedge.quant.batches import inputs_of, samples_of
     from gemedge.quant.choose import METHODS, Choice
-    from gemedge.quant.job import Request, calibrate_confined, compare_confined
+    from gemedge.quant.formats import Formats
+    from gemedge.quant.job import Request, calibrate_confined, compare_confined, prepare_confined
+    from gemedge.quant.prepare import OPSET
     from gemedge.quant.quantize import quantize
     from gemedge.quant.ranges import Ranges
 
@@ -82,9 +84,12 @@ def command(
     source = options.source(model, shapes, example, arch, allow, trust)
     title = f"gemedge quantize {model.name}"
     with console.phases(title, quiet=quiet or as_json) as on_phase:
-        captured = capture(source, opset=_OPSET, on_phase=on_phase)
-    samples, notes = samples_of(data, inputs_of(captured.model), batch=batch, limit=limit)
-    for remark in (*captured.notes, *notes):
+        captured = capture(source, opset=OPSET, on_phase=on_phase)
+        with about(model):
+            prepared = prepare_confined(captured.model, trust=trust)
+    samples, notes = samples_of(data, inputs_of(prepared.model), batch=batch, limit=limit)
+    findings = lint.of_graph(prepared)
+    for remark in (*captured.notes, *notes, *findings):
         console.note(remark, quiet=quiet)
     request = Request(data, choice, batch, limit, workers, "", trust)
     if ranges_file is not None:
@@ -94,15 +99,19 @@ def command(
             ranges = Ranges.from_json(text)
     else:
         with about(model), console.progress(title, samples, quiet=quiet or as_json) as on_progress:
-            ranges = calibrate_confined(captured.model, request, on_progress)
+            ranges = calibrate_confined(prepared.model, request, on_progress)
     with about(model):
-        quantized = quantize(captured.model, ranges, scheme=chosen, rounding=Rounding(rounding))
+        weak = lint.of_ranges(prepared.model, ranges, Formats(chosen))
+    for remark in weak:
+        console.note(remark, quiet=quiet)
+    with about(model):
+        quantized = quantize(prepared.model, ranges, scheme=chosen, rounding=Rounding(rounding))
         few = Request(data, choice, batch, min(limit or _COMPARED, _COMPARED), workers, "", trust)
-        errors = compare_confined(captured.model, quantized, few).errors
+        errors = compare_confined(prepared.model, quantized, few).errors
     content = model_file.save(quantized)
     files.write({target: content}, force=force)
     if as_json:
-        console.print_json(_summary(quantized, errors, target, len(content)))
+        console.print_json(_summary(quantized, errors, target, len(content)) | {"findings": [*findings, *weak]})
     elif not quiet:
         _print(quantized, errors, target, len(content))
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gemedge.quant.report import Report
 
 _ROWS = 10
-_OPSET = 20  # as gemedge quantize captures
 _PROBED = 16  # samples that the attribution runs on
 
 
@@ -53,7 +52,8 @@ def command(
     from gemedge.capture.archive import open_bytes
     from gemedge.quant.batches import inputs_of, open_data
     from gemedge.quant.choose import Choice
-    from gemedge.quant.job import Request, compare_confined
+    from gemedge.quant.job import Request, compare_confined, prepare_confined
+    from gemedge.quant.prepare import OPSET
     from gemedge.quant.report import report
 
     if html is not None:
@@ -62,8 +62,10 @@ def command(
         quantized = model_file.load(open_bytes(quantized_file))
     title = f"gemedge report {quantized_file.name}"
     with console.phases(title, quiet=quiet or as_json) as on_phase:
-        captured = capture(options.source(model, shapes, example, arch, allow, trust), opset=_OPSET, on_phase=on_phase)
-        inputs = inputs_of(captured.model)
+        captured = capture(options.source(model, shapes, example, arch, allow, trust), opset=OPSET, on_phase=on_phase)
+        with about(model):
+            prepared = prepare_confined(captured.model, trust=trust).model
+        inputs = inputs_of(prepared)
         few = open_data(data, inputs, batch=_PROBED, limit=_PROBED)
         for remark in (*captured.notes, *few.notes):
             console.note(remark, quiet=quiet)
@@ -71,9 +73,9 @@ def command(
         with about(quantized_file):
             _refuse_another(quantized, inputs)
             request = Request(data, Choice("minmax", 100.0, 8, False), batch, limit, None, "", trust)
-            comparison = compare_confined(captured.model, quantized, request)
+            comparison = compare_confined(prepared, quantized, request)
             on_phase("attributing")
-            found = report(captured.model, quantized, comparison, next(iter(few)), _labels(labels))
+            found = report(prepared, quantized, comparison, next(iter(few)), _labels(labels))
     if html is not None:
         from gemedge.cli.report_html import page
 

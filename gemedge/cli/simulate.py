@@ -20,6 +20,7 @@ from gemedge.errors import OutputError, about
 @click.option("--layer", "layers", multiple=True, metavar="NAME", help="The integers of this layer, too. Repeatable.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N samples only.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Samples at a time.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Threads.  [default: one a processor]")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 def command(
@@ -30,6 +31,7 @@ def command(
     layers: tuple[str, ...],
     limit: int | None,
     batch: int,
+    workers: int | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -54,7 +56,7 @@ def command(
         done = 0
         for given in batches:
             with about(model):
-                parts.append(simulate(quantized, given, layers=layers, raw=raw))
+                parts.append(simulate(quantized, given, layers=layers, raw=raw, workers=workers))
             done += len(next(iter(given.values())))
             on_progress(done)
     results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

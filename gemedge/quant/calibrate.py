@@ -64,7 +64,8 @@ def calibrate(
     if samples == 0:
         raise DataError("the data has no samples")
     ranges = {name: choice.range_of(seen) for name, seen in found.items() if seen.total}
-    return Ranges(ranges, str(choice), samples)
+    typical = {name: found[name].typical() for name in ranges}
+    return Ranges(ranges, str(choice), samples, typical)
 
 
 def check_scheduler(address: str) -> str:

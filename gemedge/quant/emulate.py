@@ -137,8 +137,8 @@ def _bias(op: Convolution | Dense, place: Place) -> np.ndarray:
 
 
 def _convolution(op: Convolution, given: Arrays, place: Place) -> np.ndarray:
-    sums = slide(op, given[0], _weight(op.weight, place.real, place))
-    return sums + _bias(op, place).reshape(-1, *[1] * (sums.ndim - 2))
+    sums = slide(op, given[0], _weight(op.weight, place.real, place)) + _bias(op, place)
+    return np.moveaxis(sums, -1, 1)
 
 
 def _dense(op: Dense, given: Arrays, place: Place) -> np.ndarray:

@@ -7,11 +7,13 @@ the run it belongs to. That nothing overflows was proven when the model was made
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import gcd
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from gemedge.errors import DataError
-from gemedge.fixed import Rounding, requantize, rescale
+from gemedge.fixed import Rounding, requantize
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
 from gemedge.moving import Clamp, Concatenate, Constant, Embed, Pad, Reshape, Spread, Take, Transpose
 from gemedge.operators import (
@@ -35,6 +37,8 @@ from gemedge.operators import (
     Tensor,
 )
 
+_KEPT: WeakKeyDictionary[QuantizedModel, dict[tuple[str, int], np.ndarray]] = WeakKeyDictionary()
+_JOINED = 64  # rows at most
 Arrays = list[np.ndarray]
 Tensors = list[Tensor]
 
@@ -63,19 +67,19 @@ def stored_type(tensor: Tensor) -> np.dtype:
 
 def _convolution(op: Convolution, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     """Channels lie last in memory, whatever the shape says: then the copies below move whole rows."""
-    dtype = _exact_type(op.accumulator_bound(tensors))
-    sums = slide(op, _centred(given[0], tensors[0], dtype), op.weight.astype(dtype))
-    return _weighted(sums, op, tensors, made, run, axis=1)
+    weight = _weight(op, tensors, run)
+    sums = slide(op, _centred(given[0], tensors[0], weight.dtype.type), weight)
+    return np.moveaxis(_weighted(sums, op, tensors, made, run), -1, 1)
 
 
 def slide(op: Convolution, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The sums [batch, O, *spots] of a convolution, in the type of x [batch, I, *size] and of the weights."""
+    """The sums [batch, *spots, O] of a convolution over x [batch, I, *size], in the type of both."""
     x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     axes = len(op.strides)
     margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
     windows = _windows(np.pad(x, margins), weight.shape[2:], op.strides, op.dilations)
     multiply = _depthwise if op.groups == x.shape[-1] == len(weight) > 1 else _grouped
-    return np.moveaxis(multiply(windows, weight, op.groups, axes), -1, 1)
+    return multiply(windows, weight, op.groups, axes)
 
 
 def _grouped(windows: np.ndarray, weight: np.ndarray, groups: int, axes: int) -> np.ndarray:
@@ -98,19 +102,69 @@ def _depthwise(windows: np.ndarray, weight: np.ndarray, _: int, axes: int) -> np
 
 
 def _dense(op: Dense, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
-    x = _centred(given[0], tensors[0], _exact_type(op.accumulator_bound(tensors)))
-    return _weighted(np.matmul(x, op.weight.astype(x.dtype).T), op, tensors, made, run, axis=-1)
+    weight = _weight(op, tensors, run)
+    x = _centred(given[0], tensors[0], weight.dtype.type)
+    return _weighted(np.matmul(x, weight.T), op, tensors, made, run)
 
 
-def _weighted(
-    sums: np.ndarray, op: Convolution | Dense, tensors: Tensors, made: Tensor, run: Run, axis: int
-) -> np.ndarray:
-    shape = [1] * sums.ndim
-    shape[axis] = -1
-    accumulator = sums.astype(np.int64)
-    accumulator += op.bias.reshape(shape)
-    mantissa, shift = op.mantissa.reshape(shape), op.shift.reshape(shape)
-    return _stored(_scaled(accumulator, mantissa, shift, op, tensors, run), op, made, run)
+def _weight(op: Convolution | Dense, tensors: Tensors, run: Run) -> np.ndarray:
+    """The weights in the type in which their products add exactly, with channels last in memory."""
+    known, key = _kept(run.model), (op.name, 0)
+    if key not in known:
+        last: np.ndarray = np.moveaxis(op.weight, 1, -1).astype(_exact_type(op.accumulator_bound(tensors)))
+        known[key] = np.moveaxis(last, -1, 1)
+    return known[key]
+
+
+def _repeated(op: Convolution | Dense, times: int, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bias, mantissa and shift of each channel, all channels one after another so many times."""
+    known, key = _kept(run.model), (op.name, times)
+    if key not in known:
+        known[key] = np.tile(np.stack([op.bias, op.mantissa, op.shift]).astype(np.int64), times)
+    bias, mantissa, shift = known[key]
+    return bias, mantissa, shift
+
+
+def _kept(model: QuantizedModel) -> dict[tuple[str, int], np.ndarray]:
+    """What is derived from layers once for all batches, by a layer's name and how often repeated (0: its weights
+    or table); it goes with the model.
+    """
+    return _KEPT.setdefault(model, {})
+
+
+def _weighted(sums: np.ndarray, op: Convolution | Dense, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
+    """Sums [..., channels], whose memory is used, with bias, rescaled and stored.
+
+    Rows are joined and the channels' numbers repeated with them, as NumPy's loops over few channels are slow.
+    """
+    rows = gcd(sums.size // sums.shape[-1], _JOINED)
+    bias, mantissa, shift = _repeated(op, rows, run)
+    values = sums.reshape(-1, rows * sums.shape[-1])
+    if sums.dtype != np.int64 and _floats_round_exactly(op, tensors, made, run):
+        values += bias.astype(values.dtype)
+        nearest = np.multiply(values, np.ldexp(mantissa.astype(np.float64), -shift), dtype=np.float64)
+        nearest += made.quantized.zero_point + 0.5
+        np.floor(nearest, out=nearest)
+        stored = _clipped(nearest, op, made, run)
+    else:
+        accumulator = values.astype(np.int64)
+        accumulator += bias
+        stored = _stored(_scaled(accumulator, mantissa, shift, op, tensors, run), op, made, run)
+    return stored.reshape(sums.shape)
+
+
+def _floats_round_exactly(op: Convolution | Dense, tensors: Tensors, made: Tensor, run: Run) -> bool:
+    """That floor(fl(fl(accumulator * factor) + zero_point + 1/2)) in float64, saturated, is the integer to store.
+
+    Let r = v + zero_point + 1/2 with v = accumulator * mantissa * 2**-shift, exactly, and b the output's bits. The
+    factor mantissa * 2**-shift is a float64, so is the accumulator; each of the two operations rounds once.
+    Where r lies from raw_min to raw_max + 1, |v| <= 2**b + 1/2 and |r| <= 2**(b - 1), and the two roundings move r
+    by less than 2**(b - 52). r is a multiple of 2**-shift (of 1/2 for shift 0): no integer lies that close to it if
+    shift <= 52 - b, unless r is one. Then v is a half-integer below 2**53, so both operations are exact. Elsewhere
+    r saturates, and so does the float: both operations are monotonic, and exact where r is raw_min or raw_max + 1.
+    """
+    once = not uses_gemmlowp(op, tensors, run.model.rounding)
+    return once and int(op.shift.max()) <= 52 - made.quantized.bits
 
 
 def _matrix_multiply(op: MatrixMultiply, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
@@ -133,8 +187,13 @@ def _scaled(
 
 
 def _stored(values: np.ndarray, op: Operator, made: Tensor, run: Run) -> np.ndarray:
+    values += made.quantized.zero_point
+    return _clipped(values, op, made, run)
+
+
+def _clipped(values: np.ndarray, op: Operator, made: Tensor, run: Run) -> np.ndarray:
+    """Whole numbers, of floats or integers, saturated in their own memory and counted where that is asked."""
     params = made.quantized
-    values += params.zero_point
     if run.saturated is not None:
         below = 0 if made.bounded in ("low", "both") else (values < params.raw_min).sum()
         above = 0 if made.bounded in ("high", "both") else (values > params.raw_max).sum()
@@ -146,7 +205,12 @@ def _stored(values: np.ndarray, op: Operator, made: Tensor, run: Run) -> np.ndar
 
 
 def _activate(op: Activate, given: Arrays, _: Tensors, made: Tensor, run: Run) -> np.ndarray:
-    return run.model.kernels[op.name](given[0]).astype(stored_type(made), copy=False)
+    """By a table of the kernel's outputs for all codes, in the order of their bits: 0 and up, then the negative."""
+    known, key = _kept(run.model), (op.name, 0)
+    if key not in known:
+        codes = np.arange(1 << given[0].itemsize * 8).astype(f"u{given[0].itemsize}").view(given[0].dtype)
+        known[key] = run.model.kernels[op.name](codes).astype(stored_type(made))
+    return known[key][given[0].view(f"u{given[0].itemsize}")]
 
 
 def _lookup(op: Lookup, given: Arrays, tensors: Tensors, _: Tensor, __: Run) -> np.ndarray:
@@ -162,8 +226,14 @@ def _interpolate(op: Interpolate, given: Arrays, _: Tensors, made: Tensor, __: R
 
 
 def _combine(op: Combine, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
-    parts = [aligned(_centred(x, t, np.int64), made) * m for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
-    return _stored(rescale(sum(parts[1:], parts[0]), 1, op.shift), op, made, run)
+    """In 32 bits where the sum, with the half that rounds it and the zero point, stays within; else in 64."""
+    half = 1 << int(op.shift) >> 1
+    wide = np.int32 if op.accumulator_bound(tensors) + half + 128 < 1 << 31 else np.int64
+    parts = [aligned(_centred(x, t, wide), made) * wide(m) for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
+    total: np.ndarray = sum(parts[1:], parts[0])
+    total += wide(half)
+    np.right_shift(total, wide(op.shift), out=total)
+    return _stored(total, op, made, run)
 
 
 def _gemmlowp_sum(op: GemmlowpSum, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:

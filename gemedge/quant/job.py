@@ -1,9 +1,11 @@
-"""Calibration in a child process with limits: a model that came from a file runs there, and so does code for data."""
+"""Work in a child process with limits: a model that came from a file is prepared and runs there, and so does code for
+data.
+"""
 
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from gemedge.quant.batches import inputs_of, open_data
 from gemedge.quant.calibrate import calibrate
 from gemedge.quant.choose import Choice
 from gemedge.quant.compare import Comparison, TensorError, compare
+from gemedge.quant.prepare import Prepared, prepare
 from gemedge.quant.ranges import Ranges
 
 _MB = 1 << 20
 _DONE = re.compile(r"after (\d+) samples")
 _NUMBERS = ("sqnr", "max_abs", "mean_abs", "cosine", "saturated", "low", "high")
+_SECONDS_TO_PREPARE = 120
 _SECONDS = 300  # of one worker between two signs of progress
 
 
@@ -37,6 +41,27 @@ class Request:
     workers: int | None = None
     scheduler: str = ""
     trust: bool = False
+
+
+def prepare_confined(model: ir.Model, *, trust: bool = False) -> Prepared:
+    """`prepare` in a child process: the graph of a stranger may be large to fold, or made to be."""
+    graph, pieces = packing.pack(model)
+    blobs = {"graph": graph, "data": b"".join(pieces)}
+    reply, parts = confined.call("gemedge.quant.job:run_prepare", {"trust": trust}, blobs)
+    made = packing.unpack(parts["graph"], parts["data"])
+    return Prepared(made, tuple(reply["notes"]), tuple(reply["findings"]))
+
+
+def run_prepare(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[str, Any], Blobs]:
+    """The child's side of prepare_confined."""
+    model = packing.unpack(parts["graph"], parts["data"])
+    size = parts["graph"].nbytes + parts["data"].nbytes
+    seconds, memory = _SECONDS_TO_PREPARE + size // (10 * _MB), 1200 * _MB + 8 * size
+    enter(Phase("preparing", *((86_400, 1 << 40) if asked["trust"] else (seconds, memory))))
+    made = prepare(model)
+    graph, pieces = packing.pack(made.model)
+    blobs = {"graph": graph, "data": b"".join(pieces)}
+    return {"notes": list(made.notes), "findings": list(made.findings)}, blobs
 
 
 def calibrate_confined(model: ir.Model, request: Request, on_progress: Callable[[int], None]) -> Ranges:
@@ -63,7 +88,7 @@ def calibrate_confined(model: ir.Model, request: Request, on_progress: Callable[
     reply, _ = confined.call(
         "gemedge.quant.job:run", asked, {"graph": graph, "data": b"".join(pieces)}, on_phase=on_phase
     )
-    return Ranges.from_json(reply["ranges"])
+    return replace(Ranges.from_json(reply["ranges"]), typical=reply["typical"])
 
 
 def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[str, Any], Blobs]:
@@ -85,7 +110,7 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
         scheduler=asked["scheduler"],
         on_progress=lambda done: enter(Phase(f"after {done} samples", seconds, 0)),
     )
-    return {"ranges": ranges.to_json()}, {}
+    return {"ranges": ranges.to_json(), "typical": dict(ranges.typical)}, {}
 
 
 def compare_confined(model: ir.Model, quantized: QuantizedModel, request: Request) -> Comparison:

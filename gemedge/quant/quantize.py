@@ -93,8 +93,13 @@ def _lowered(lowering: Lowering, scheme: Scheme) -> tuple[QuantizedModel, dict[s
 
 
 def _refuse_unsupported(model: ir.Model) -> None:
-    known = _HANDLERS.keys() | FOLDED | {"Shape", "Size"}
-    missing = [node for node in model.graph if node.op_type not in known]
+    missing, constant = [], set(model.graph.initializers)
+    for node in model.graph:
+        known = [value is None or name_of(value) in constant for value in node.inputs]
+        if node.op_type in ("Shape", "Size") or (node.op_type in FOLDED and all(known)):
+            constant.update(name_of(value) for value in node.outputs)
+        elif node.op_type not in _HANDLERS or (node.op_type == "Div" and not known[1]):
+            missing.append(node)
     if missing:
         shown = ", ".join(f"{node.name!r} ({node.op_type})" for node in missing[:12])
         more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""

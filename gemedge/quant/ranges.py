@@ -7,7 +7,7 @@ written so that they survive exactly; a file is refused until every one of its p
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -37,11 +37,15 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Ranges(Mapping[str, Range]):
-    """A Range for each tensor by name, how they were chosen, and from how many samples."""
+    """A Range for each tensor by name, how they were chosen, and from how many samples.
+
+    typical: the median magnitude of each tensor where calibration just found it; a file does not keep it.
+    """
 
     ranges: Mapping[str, Range]
     method: str
     samples: int
+    typical: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ranges", MappingProxyType(dict(self.ranges)))

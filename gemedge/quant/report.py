@@ -83,9 +83,7 @@ def report(
     }
     attribution = attribute(probe, integers)
     gems = [
-        layer
-        for layer in quantized.layers
-        if isinstance(layer, Activate) and layer.activation.family != "rational"
+        layer for layer in quantized.layers if isinstance(layer, Activate) and layer.activation.family != "rational"
     ]
     saturated = {error.layer: error.saturated for error in comparison.errors}
     noise, worst = _noise(comparison)

@@ -1,21 +1,25 @@
 """The one meaning of a quantized model: integers from the border's quantize to its dequantize.
 
 The only floats inside are matrix products of integers in float32 or float64, taken where no partial sum can
-reach 2**24 or 2**53: in whatever order BLAS adds, every sum is exact.
+reach 2**24 or 2**53: in whatever order BLAS adds, every sum is exact; and rescalings in float64
+where they are proven to round as the integers do (gemedge.quant.evaluate).
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gemedge.errors import DataError
+from gemedge.errors import DataError, UsageError
 from gemedge.fixed import dequantize, quantize
 from gemedge.model import QuantizedModel
 from gemedge.operators import Tensor
 from gemedge.quant.evaluate import Run, evaluate, stored_type
 
 Integers = dict[str, np.ndarray]
+Part = tuple[Integers, Counter[str]]
 _SAMPLES = 8  # at a time: what is between two layers stays in the cache
 
 
@@ -26,26 +30,33 @@ def simulate(
     layers: Iterable[str] = (),
     raw: bool = False,
     saturated: Counter[str] | None = None,
+    workers: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The model's outputs, dequantized to float32, for a batch of float inputs by name.
 
     inputs: arrays [batch, *shape]; a lone input may have any name. layers: names of layers whose integers are
     wanted too. raw gives the outputs' integers. saturated: adds for each layer how many of its rescaled numbers
-    lay beyond their format. Raises DataError for inputs that do not fit, naming the input.
+    lay beyond their format. workers: threads, None for one a processor, each with a few samples
+    at a time; the results are the same whatever their number. (BLAS has threads of its own, which gain nothing here:
+    set OMP_NUM_THREADS=1.) Raises DataError for inputs that do not fit, naming the input, and UsageError.
     """
     wanted = {name: model.layer(name).output for name in layers}
     keep = {*wanted.values(), *model.outputs.values()}
     given = border(model, inputs)
     samples = len(next(iter(given.values())))
-    parts = [
-        run(
-            model,
-            {name: array[start : start + _SAMPLES] for name, array in given.items()},
-            keep=keep,
-            saturated=saturated,
-        )
-        for start in range(0, max(samples, 1), _SAMPLES)
-    ]
+
+    def part(start: int) -> Part:
+        few = {name: array[start : start + _SAMPLES] for name, array in given.items()}
+        integers = {name: _entered(model.tensors[name], array) for name, array in few.items()}
+        counts = Counter[str]()
+        made = run(model, integers, keep=keep, saturated=None if saturated is None else counts)
+        return made, counts
+
+    parts = []
+    for made, counts in _in_order(part, range(0, max(samples, 1), _SAMPLES), workers):
+        parts.append(made)
+        if saturated is not None:
+            saturated.update(counts)
     integers = {name: np.concatenate([part[name] for part in parts]) for name in keep}
     results = {name: integers[tensor] for name, tensor in model.outputs.items()}
     if not raw:
@@ -56,23 +67,42 @@ def simulate(
     return results | {name: integers[tensor] for name, tensor in wanted.items()}
 
 
-def border(model: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> Integers:
-    """The inputs as the model's integers; DataError where one is missing, of another shape, or not finite."""
+def _in_order(part: Callable[[int], Part], starts: range, workers: int | None) -> list[Part]:
+    """What part gives for each start; the first error in that order, whoever was faster."""
+    count = min(workers if workers is not None else os.cpu_count() or 1, len(starts))
+    if count < 1:
+        raise UsageError(f"workers={workers} must be at least 1")
+    if count == 1:
+        return [part(start) for start in starts]
+    pool = ThreadPoolExecutor(count)
+    try:
+        return list(pool.map(part, starts))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def border(model: QuantizedModel, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs under the model's names; DataError where one is missing, of another shape, or not finite."""
     given = {model.inputs[0]: next(iter(inputs.values()))} if len(inputs) == len(model.inputs) == 1 else dict(inputs)
     if set(given) != set(model.inputs):
         raise DataError(f"inputs {', '.join(map(repr, inputs))}; the model takes {', '.join(map(repr, model.inputs))}")
-    integers = {}
     for name, array in given.items():
         tensor = model.tensors[name]
         if array.shape[1:] != tensor.shape or array.ndim == 0:
             raise DataError(f"input {name!r} has shape {list(array.shape)}; the model takes [batch, {_list(tensor)}]")
-        if tensor.params is None:
-            integers[name] = array.astype(np.int64)
-            continue
-        if not np.isfinite(array).all():
+        if tensor.params is not None and not np.isfinite(array).all():
             raise DataError(f"input {name!r} holds NaN or infinity")
-        integers[name] = quantize(array, tensor.params).astype(stored_type(tensor))
-    return integers
+    if len({len(array) for array in given.values()}) > 1:
+        shown = ", ".join(f"{len(array)} in {name!r}" for name, array in given.items())
+        raise DataError(f"inputs must have as many samples each; there are {shown}")
+    return given
+
+
+def _entered(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """Floats as the integers of the tensor; indices as they are."""
+    if tensor.params is None:
+        return array.astype(np.int64)
+    return quantize(array, tensor.params).astype(stored_type(tensor))
 
 
 def run(

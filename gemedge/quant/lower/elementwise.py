@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from gemedge.activation import Activation, Branch
 from gemedge.capture import schema
+from gemedge.errors import QuantizationError, UnsupportedError
 from gemedge.fixed import QuantParams, Rounding, dequantize
 from gemedge.kernel import FixedActivation
 from gemedge.moving import Reshape
@@ -40,7 +41,7 @@ def _activate(q: Lowering, node: ir.Node, function: Activation) -> None:
 
 def function(q: Lowering, node: ir.Node) -> None:
     given, params = q.source(node.inputs[0]), q.params(node.outputs[0])
-    exact = functions.of(node, [q.constant(value) for value in node.inputs[1:]])
+    exact = functions.of(node, [q.constant(value) for value in node.inputs[1:]], q.functions)
     small = given.quantized.bits == 8
     codes = np.arange(-128, 128) if small else np.minimum(np.arange(-32768, 32769, 128), 32767)
     real = exact(dequantize(codes, given.quantized)) / params.scale + params.zero_point
@@ -66,14 +67,22 @@ def _combine(q: Lowering, node: ir.Node, given: list[Tensor], signs: tuple[int, 
     if q.rounding is Rounding.DOUBLE and len(given) == 2:
         _gemmlowp_sum(q, node, given, signs, target)
         return
-    reals = [q.real([tensor.quantized.scale], target.params.scale) for tensor in given]
+    reals = [
+        sign * q.real([tensor.quantized.scale], target.params.scale) for tensor, sign in zip(given, signs, strict=True)
+    ]
+    _sum(q, node, given, reals, target)
+
+
+def _sum(q: Lowering, node: ir.Node, given: list[Tensor], reals: list[Fraction], target: Target) -> None:
+    """The sum of tensors, each times a real number, with as many bits for the numbers as the accumulator leaves."""
+    largest = max(abs(real) for real in reals)
     bits = max(tensor.quantized.bits for tensor in given)
     room = 30 if bits == 8 else 60  # the accumulator's bits: 32-bit arithmetic for 8-bit tensors
-    width = max(math.ceil(real * 2 * (1 << bits)) for real in reals).bit_length()
-    shift = max(0, min(room - width, 62, 30 + max(0, -math.floor(math.log2(max(reals))))))
-    mantissa = [
-        sign * math.floor(real * (1 << shift) + Fraction(1, 2)) for sign, real in zip(signs, reals, strict=True)
-    ]
+    if largest > 1 << 30:
+        raise QuantizationError(f"one input's scale is {float(largest):.3g} times the output's: give them ranges alike")
+    width = math.ceil(largest * 2 * (1 << bits)).bit_length()
+    shift = max(0, min(room - width, 62, 30 - math.ceil(math.log2(largest))))  # mantissas up to 2**30
+    mantissa = [math.floor(real * (1 << shift) + Fraction(1, 2)) for real in reals]
     q.add(node, Combine, given, np.array(mantissa, np.int64), np.array(shift, np.int64), target=target)
 
 
@@ -84,14 +93,22 @@ def _gemmlowp_sum(q: Lowering, node: ir.Node, given: list[Tensor], signs: tuple[
     twice = 2 * max(scales)
     reals = [q.real([scale], twice) for scale in scales] + [q.real([twice], (1 << left) * target.params.scale)]
     empty = np.zeros(3, np.int64)
-    draft = GemmlowpSum(node.name or "", tuple(t.name for t in given), "", left, empty, empty)
+    draft = GemmlowpSum(node.name or "", tuple(t.name for t in given), "", left, empty, empty + 31)
     mantissa, shift = q.scalings(draft, given, reals)
     q.add(node, GemmlowpSum, given, left, mantissa * (*signs, 1), shift, target=target)
 
 
+def divide(q: Lowering, node: ir.Node) -> None:
+    divisor = q.required(node, 1).astype(np.float64)
+    if divisor.size != 1 or not _scaled(q, node, node.inputs[0], 1 / divisor.item(), 0):
+        raise UnsupportedError("only a division by one positive number is supported")
+
+
 def multiply(q: Lowering, node: ir.Node) -> None:
-    if _scaled(q, node):
-        return
+    for value, other in (node.inputs, node.inputs[::-1]):
+        factor = q.constant(other)
+        if factor is not None and factor.size == 1 and _scaled(q, node, value, float(factor.item()), factor.ndim):
+            return
     given, target = q.sources(node), q.target(node)
     empty = np.zeros(1, np.int64)
     draft = Multiply(node.name or "", tuple(tensor.name for tensor in given), "", empty, empty)
@@ -99,21 +116,19 @@ def multiply(q: Lowering, node: ir.Node) -> None:
     q.add(node, Multiply, given, *q.scalings(draft, given, [real]), target=target)
 
 
-def _scaled(q: Lowering, node: ir.Node) -> bool:
-    """A product with one positive number, of any shape: the same integers, standing for other numbers.
+def _scaled(q: Lowering, node: ir.Node, value: ir.Value | None, factor: float, axes: int) -> bool:
+    """A product with one positive number: the same integers, standing for other numbers.
 
-    Where that is not a scale of the scheme, or changes the shape, it is a product like another.
+    Where that is no scale of the scheme they are rescaled; False where more axes change the shape.
     """
-    constants = [q.constant(value) for value in node.inputs]
-    factor = next((c for c in constants if c is not None and c.size == 1), None)
-    if factor is None or not np.isfinite(factor).all() or factor.item() <= 0:
-        return False
-    value = next(v for v, c in zip(node.inputs, constants, strict=True) if c is not factor)
     given = q.source(value, node)
-    scale = np.float32(given.quantized.scale * float(factor.item()))
-    ready = len(q.shape(value)) >= factor.ndim and 0 < scale < np.inf  # type: ignore[arg-type]
-    if not ready or (q.formats(node).power_of_two and np.frexp(scale)[0] != 0.5):
+    scale = np.float32(given.quantized.scale * factor)
+    if len(q.shape(value)) < axes or not (0 < factor < math.inf and 0 < scale < math.inf):  # type: ignore[arg-type]
         return False
+    if q.formats(node).power_of_two and np.frexp(scale)[0] != 0.5:
+        target = q.target(node)
+        _sum(q, node, [given], [q.real([given.quantized.scale, factor], target.params.scale)], target)
+        return True
     params = QuantParams(float(scale), given.quantized.zero_point, given.quantized.bits)
     q.add(node, Reshape, [given], given.shape, target=Target(node.outputs[0], params))
     return True
@@ -123,6 +138,7 @@ def where(q: Lowering, node: ir.Node) -> None:
     condition = q.required(node, 0).astype(bool)
     if _masked(q, node):
         return
+    q.check_beside(node.inputs[1:])
     target = q.target(node)
     sample = q.sample(condition, node).astype(np.int8)
     given = [q.source(value, node) for value in node.inputs[1:]]
@@ -169,6 +185,7 @@ HANDLERS: dict[str, Handler] = {
     "Add": add,
     "Sub": sub,
     "Mul": multiply,
+    "Div": divide,
     "Where": where,
-    **dict.fromkeys(functions.NAMES, function),
+    **dict.fromkeys((*functions.NAMES, functions.CHAIN), function),
 }

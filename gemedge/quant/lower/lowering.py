@@ -91,6 +91,7 @@ class Lowering:
     ) -> None:
         self.model = model
         self.graph = model.graph
+        self.functions = model.functions
         self.opset = model.opset_imports.get("", 18)
         self.ranges = ranges
         self.formats_of = formats_of
@@ -105,6 +106,7 @@ class Lowering:
         self.masks: dict[str, np.ndarray] = {}  # of numbers that only a Softmax reads
         self.absorbed: set[ir.Node] = set()
         self._constants: dict[str, np.ndarray] = {}
+        self._placed: dict[tuple[str, tuple[int, ...], str], Tensor] = {}  # by name, shape and scheme
         self._names: set[str] = set()
         self.batch = self._batch_size()
 
@@ -154,21 +156,37 @@ class Lowering:
         formats = self.formats_of((node.name if node else None) or "")
         if not np.isfinite(array).all():
             raise UnsupportedError(f"constant {name_of(value)!r} holds infinity or NaN")
+        key = (name_of(value), sample.shape, formats.scheme)
+        if key in self._placed:
+            return self._placed[key]
         params = formats.params(float(array.min(initial=0)), float(array.max(initial=0)))
         codes = to_integers(sample, params).astype(f"i{params.bits // 8}")
         tensor = Tensor(self._unused(name_of(value)), codes.shape, params)
         layer = Constant(self._layer_name(f"constant {tensor.name}"), (), tensor.name, codes)
         self.layers.append(layer)
         self.reals[layer.name] = Real(weight=sample.astype(np.float64))
-        return self._known(value, tensor, 0)
+        self.tensors[tensor.name] = self._placed[key] = tensor
+        return tensor
 
     def sources(self, node: ir.Node) -> list[Tensor]:
         """What an element-wise node reads. The batch must lie equally far from the last axis in all of it."""
         given = [value for value in node.inputs if value is not None]
-        places = {len(self.shape(value)) - self.batch_axis(value) for value in given if self.constant(value) is None}
-        if len(places) > 1:
-            raise UnsupportedError("its inputs have the batch on different axes")
+        self.check_beside(given)
         return [self.source(value, node) for value in given]
+
+    def check_beside(self, given: Sequence[ir.Value | None]) -> None:
+        """Refuses tensors whose batch lies at different distances from the last axis."""
+        tensors = [value for value in given if value is not None and name_of(value) in self.values]
+        if len({len(self.shape(value)) - self.batch_axis(value) for value in tensors}) > 1:
+            raise UnsupportedError("its inputs have the batch on different axes")
+
+    def channels_first(self, node: ir.Node) -> Tensor:
+        """The tensor [C, *size] that a node slides a window over; the batch must be ONNX's first axis and alone."""
+        value = node.inputs[0]
+        given = self.source(value)
+        if value is not None and (self.batch_axis(value) != 0 or name_of(value) in self.merged):
+            raise UnsupportedError("its input must have the batch on the first axis, and nothing else there")
+        return given
 
     def shape(self, value: ir.Value) -> list[int]:
         """The ONNX shape, with the batch's size in its place."""

@@ -105,8 +105,8 @@ def take_slice(q: Lowering, node: ir.Node) -> None:
     parts = []
     for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
         places = np.arange(shape[axis])[slice(*(int(bound) for bound in bounds))]
-        if axis == q.batch_axis(value) and len(places) == shape[axis]:  # type: ignore[arg-type]
-            continue
+        if np.array_equal(places, np.arange(shape[axis])):
+            continue  # all of it, as the batch must be
         parts.append((q.axis(value, axis), places))  # type: ignore[arg-type]
     _take(q, node, q.source(value), parts)
 
@@ -194,7 +194,7 @@ def expand(q: Lowering, node: ir.Node) -> None:
 
 
 def concat(q: Lowering, node: ir.Node) -> None:
-    given = [q.source(value, node) for value in node.inputs]
+    given = q.sources(node)
     first = next(value for value in node.inputs if q.constant(value) is None)
     axis, target = q.axis(first, int(attribute(node, "axis", 0))), q.target(node)  # type: ignore[arg-type]
     empty = np.zeros(len(given), np.int64)
@@ -223,8 +223,9 @@ def pad(q: Lowering, node: ir.Node) -> None:
 def resize(q: Lowering, node: ir.Node) -> None:
     value = node.inputs[0]
     before = q.shape(value)  # type: ignore[arg-type]
-    if attribute(node, "mode", "nearest") != "nearest" or "axes" in node.attributes:
-        raise UnsupportedError("mode nearest over all axes is supported")
+    stretched = attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
+    if attribute(node, "mode", "nearest") != "nearest" or "axes" in node.attributes or not stretched:
+        raise UnsupportedError("mode nearest over all axes, stretched, is supported")
     scales, sizes = q.optional(node, 2), q.optional(node, 3)
     if sizes is not None and sizes.size:
         after = [int(size) for size in sizes]
@@ -233,24 +234,27 @@ def resize(q: Lowering, node: ir.Node) -> None:
         factors = [float(scale) for scale in q.required(node, 2)] if scales is not None else []
         after = [math.floor(size * factor) for size, factor in zip(before, factors, strict=True)]
     parts = []
+    if after == before:  # whatever the factors, as onnxruntime
+        factors = [1.0] * len(before)
     for axis, (old, new, factor) in enumerate(zip(before, after, factors, strict=True)):
-        if old != new:
+        if factor != 1:
             parts.append((q.axis(value, axis), _nearest(node, old, new, factor)))  # type: ignore[arg-type]
     _take(q, node, q.source(value), parts)
 
 
 def _nearest(node: ir.Node, old: int, new: int, factor: float) -> np.ndarray:
-    """Which of `old` numbers each of `new` is nearest to, by the node's attributes as ONNX defines them."""
-    x = np.arange(new, dtype=np.float64)
+    """Which of `old` numbers each of `new` is nearest to, as ONNX defines and, in float32, onnxruntime computes it."""
+    x, scale, pixel = np.arange(new, dtype=np.float32), np.float32(factor), np.float32(0.5)
+    middle = (x + pixel) / scale
     match attribute(node, "coordinate_transformation_mode", "half_pixel"):
         case "half_pixel":
-            at = (x + 0.5) / factor - 0.5
+            at = middle - pixel
         case "pytorch_half_pixel":
-            at = (x + 0.5) / factor - 0.5 if new > 1 else np.zeros(1)
+            at = middle - pixel if new > 1 else np.zeros(1)
         case "asymmetric":
-            at = x / factor
+            at = x / scale
         case "align_corners":
-            at = x * (old - 1) / (new - 1) if new > 1 else np.zeros(1)
+            at = x * np.float32(old - 1) / np.float32(new - 1) if new > 1 else np.zeros(1)
         case other:
             raise UnsupportedError(f"coordinate_transformation_mode {other!r}")
     match attribute(node, "nearest_mode", "round_prefer_floor"):

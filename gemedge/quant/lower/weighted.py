@@ -18,7 +18,7 @@ def conv(q: Lowering, node: ir.Node) -> None:
     weight, bias = q.required(node, 1), q.optional(node, 2)
     axes = weight.ndim - 2
     strides, dilations = ints(node, "strides", (1,) * axes), ints(node, "dilations", (1,) * axes)
-    _slide(q, node, q.source(node.inputs[0]), weight, bias, (strides, pads_of(node, axes), dilations))
+    _slide(q, node, q.channels_first(node), weight, bias, (strides, pads_of(node, axes), dilations))
 
 
 def conv_transpose(q: Lowering, node: ir.Node) -> None:
@@ -36,7 +36,7 @@ def conv_transpose(q: Lowering, node: ir.Node) -> None:
         raise UnsupportedError(f"pads {list(pads)} larger than the kernel's reach {reach}")
     parts = [np.moveaxis(part, 1, 0) for part in np.split(weight, groups)]
     turned = np.flip(np.concatenate(parts), tuple(range(2, 2 + axes)))
-    given = q.source(node.inputs[0])
+    given = q.channels_first(node)
     if any(stride > 1 for stride in strides):
         given = q.add(node, Spread, [given], strides, given.quantized.zero_point, step="spread")
     _slide(q, node, given, turned, bias, ((1,) * axes, (*before, *after), dilations))
@@ -66,7 +66,7 @@ def gemm(q: Lowering, node: ir.Node) -> None:
     weight = weight if attribute(node, "transB", 0) else weight.T
     if bias is not None:
         bias = np.broadcast_to(bias.reshape(-1), (len(weight),))
-    _weighted(q, node, q.source(node.inputs[0]), weight, bias, Dense, q.target(node))
+    _weighted(q, node, _rows(q, node.inputs[0]), weight, bias, Dense, q.target(node))
 
 
 def matmul(q: Lowering, node: ir.Node) -> None:
@@ -78,10 +78,21 @@ def matmul(q: Lowering, node: ir.Node) -> None:
     adder = output.producer()
     if adder is not None and adder is not node:
         q.absorbed.add(adder)
-    _weighted(q, node, q.source(node.inputs[0]), weight.T, bias, Dense, q.target(node, output))
+    _weighted(q, node, _rows(q, node.inputs[0]), weight.T, bias, Dense, q.target(node, output))
+
+
+def _rows(q: Lowering, value: ir.Value | None, last: int = 1) -> Tensor:
+    """The tensor, refused where one of its last axes, along which products are taken, is the batch."""
+    given = q.source(value)
+    if value is not None and q.batch_axis(value) >= len(q.shape(value)) - last:
+        raise UnsupportedError("it would cross the batch")
+    return given
 
 
 def _product(q: Lowering, node: ir.Node) -> None:
+    for value in node.inputs:
+        if q.constant(value) is None:
+            _rows(q, value, last=2)
     given, target = q.sources(node), q.target(node)
     empty = np.zeros(1, np.int64)
     draft = MatrixMultiply(node.name or "", tuple(t.name for t in given), "", empty, empty)
@@ -111,11 +122,11 @@ def _weighted(
     target: Target,
 ) -> None:
     """Weights and bias in integers, one rescaling for each output channel."""
-    codes, scales = q.formats(node).weights(weight)
-    in_scale, out_scale = given.quantized.scale, target.params.scale
     offset = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
     if not np.isfinite(weight).all() or not np.isfinite(offset).all():
         raise QuantizationError("its weights or its bias hold NaN or infinity")
+    codes, scales = q.formats(node).weights(weight)
+    in_scale, out_scale = given.quantized.scale, target.params.scale
     bias_codes = np.rint(offset / (in_scale * scales))
     if np.abs(bias_codes).max(initial=0) >= 2.0**46:
         raise QuantizationError(f"a bias of {np.abs(offset).max():.4g} does not fit its accumulator")

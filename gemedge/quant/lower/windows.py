@@ -29,12 +29,12 @@ def max_pool(q: Lowering, node: ir.Node) -> None:
     kernel, strides, pads = _window(node)
     if len(node.outputs) > 1:
         raise UnsupportedError("its indices are not supported")
-    q.add(node, MaxPool, [q.source(node.inputs[0])], kernel, strides, pads)
+    q.add(node, MaxPool, [q.channels_first(node)], kernel, strides, pads)
 
 
 def average_pool(q: Lowering, node: ir.Node) -> None:
     kernel, strides, pads = _window(node)
-    _average(q, node, q.source(node.inputs[0]), kernel, strides, pads, bool(attribute(node, "count_include_pad", 0)))
+    _average(q, node, q.channels_first(node), kernel, strides, pads, bool(attribute(node, "count_include_pad", 0)))
 
 
 def _window(node: ir.Node) -> tuple[Shape, Shape, Shape]:
@@ -45,7 +45,7 @@ def _window(node: ir.Node) -> tuple[Shape, Shape, Shape]:
 
 
 def global_average_pool(q: Lowering, node: ir.Node) -> None:
-    given = q.source(node.inputs[0])
+    given = q.channels_first(node)
     kernel = given.shape[1:]
     _average(q, node, given, kernel, (1,) * len(kernel), (0,) * (2 * len(kernel)), False)
 
