@@ -115,7 +115,7 @@ def _print(found: "Report", html: Path | None) -> None:
         if classes.accuracy is not None:
             shown += f"; right {classes.accuracy:.2%}, float {classes.float_accuracy:.2%}"
         fields.append(("top-1", shown))
-    fields.append(("worst", f"sample {found.worst[0]}, {found.worst[1]:.1f} dB"))
+    fields.append(("worst", f"sample {found.worst.sample}, {found.worst.sqnr:.1f} dB"))
     parts = [f"{cause} {forward / attribution.noise:.0%}" for cause, (forward, _) in attribution.causes.items()]
     fields.append(("causes", ", ".join(parts) if attribution.noise else "none"))
     console.print_fields(fields)

@@ -78,12 +78,12 @@ def _for_layer(probe: Probe, name: str, saturated: float) -> Iterator[_Trial]:
     if isinstance(layer, Convolution | Dense):
         yield from _channels(probe, layer)
     if params.bits == 8:
-        fine = QuantParams(params.scale / 256, 0, 16)
+        fine = QuantParams(params.scale / 256, params.zero_point * 256, 16)
         yield _Trial(
             name,
             "rounding",
             "16 bits",
-            f"{_quoted(name)} loses most by rounding to 8 bits{_why(probe, tensor, params)}: 16 bits there",
+            f"{_quoted(name)} rounds its numbers to 8 bits{_why(probe, tensor, params)}: 16 bits there",
             probe.error(lambda _: ALL, params={tensor: fine}),
         )
     if isinstance(layer, Convolution | Dense) and layer.weight.dtype == np.int8:
@@ -91,7 +91,7 @@ def _for_layer(probe: Probe, name: str, saturated: float) -> Iterator[_Trial]:
             name,
             "weights",
             "16-bit weights",
-            f"the weights of {_quoted(name)} lose by rounding to 8 bits: 16-bit weights",
+            f"{_quoted(name)} rounds its weights to 8 bits: 16-bit weights",
             probe.error(_less(name, "weights")),
         )
     if isinstance(layer, Interpolate | Lookup):

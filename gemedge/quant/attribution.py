@@ -19,7 +19,7 @@ from gemedge.quant.emulate import ALL, CAUSES, NONE, Cause, Causes, emulate
 from gemedge.quant.lower.lowering import Real
 
 _MOST_STEPS = 96  # parts that layers are switched off in; more layers go in groups
-_SPLIT = 6  # parts whose share is split by cause
+_SPLIT = 12  # parts whose share is split by cause
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from gemedge.fixed import QuantParams, dequantize
 from gemedge.model import QuantizedModel
-from gemedge.operators import Bounded, Tensor
+from gemedge.operators import Tensor
 from gemedge.quant.batches import Batch
 from gemedge.quant.calibrate import runner
 from gemedge.quant.simulate import simulate
@@ -133,10 +133,7 @@ class _Sum:
         self.power += float(np.square(real).sum())
         self.largest = max(self.largest, float(difference.max(initial=0)))
         self.absolute += float(difference.sum())
-        ends = (_counts_at(raw, params.raw_min, self.tensor.bounded, "low")) | (
-            _counts_at(raw, params.raw_max, self.tensor.bounded, "high")
-        )
-        self.ends += int((ends & (difference > params.scale / 2)).sum())
+        self.ends += _cut_off(raw, wide, self.tensor, params)
         self.count += raw.size
         self.low, self.high = min(self.low, float(wide.min(initial=inf))), max(self.high, float(wide.max(initial=-inf)))
         self.seen[raw.reshape(-1).astype(np.int64) - params.raw_min] = True
@@ -166,6 +163,9 @@ class _Sum:
         )
 
 
-def _counts_at(raw: np.ndarray, end: int, bounded: Bounded, side: Bounded) -> np.ndarray:
-    meant = bounded in (side, "both")
-    return np.zeros(raw.shape, bool) if meant else raw == end
+def _cut_off(raw: np.ndarray, exact: np.ndarray, tensor: Tensor, params: QuantParams) -> int:
+    """How many numbers stand at an end of the format because the float lies beyond it, where none is meant to."""
+    real = (exact / params.scale) + params.zero_point
+    below = (raw == params.raw_min) & (real < params.raw_min - 0.5) & (tensor.bounded not in ("low", "both"))
+    above = (raw == params.raw_max) & (real > params.raw_max + 0.5) & (tensor.bounded not in ("high", "both"))
+    return int((below | above).sum())

@@ -20,13 +20,14 @@ from gemedge.quant.quantize import reals_of
 from gemedge.quant.simulate import simulate
 
 _MOST_CHOICES = 24  # activations, in a deep network the first
+_MOST_SHOWN = 64  # outputs of the worst sample
 
 
 @dataclass(frozen=True, slots=True)
 class Classes:
     """Of a network whose first output scores classes: how often both agree, and how often each is right.
 
-    float_accuracy, accuracy: None without labels. worst: the sample that differs most, by its number in the data.
+    float_accuracy, accuracy: None without labels.
     """
 
     agreement: float
@@ -35,15 +36,28 @@ class Classes:
 
 
 @dataclass(frozen=True, slots=True)
+class Worst:
+    """The sample whose outputs differ most, by its number in the data.
+
+    exact, found: the first _MOST_SHOWN numbers of its first output, by the float model and by the integers.
+    """
+
+    sample: int
+    sqnr: float
+    exact: tuple[float, ...]
+    found: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """sqnr: of the outputs over all samples, in dB. worst: the sample whose outputs differ most, and its SQNR."""
+    """sqnr: of the outputs over all samples, in dB. probed: samples that the attribution and the advice ran on."""
 
     scheme: str
     rounding: str
     samples: int
     layers: int
     sqnr: float
-    worst: tuple[int, float]
+    worst: Worst
     classes: Classes | None
     tensors: tuple[TensorError, ...]
     attribution: Attribution
@@ -86,15 +100,19 @@ def report(
         layer for layer in quantized.layers if isinstance(layer, Activate) and layer.activation.family != "rational"
     ]
     saturated = {error.layer: error.saturated for error in comparison.errors}
-    noise, worst = _noise(comparison)
+    noise, place, share = _noise(comparison)
     first = next(iter(comparison.exact))
+    shown = [
+        tuple(float(x) for x in side[first][place].reshape(-1)[:_MOST_SHOWN])
+        for side in (comparison.exact, comparison.found)
+    ]
     return Report(
         scheme=quantized.scheme,
         rounding=quantized.rounding.value,
         samples=len(comparison.exact[first]),
         layers=len(quantized.layers),
         sqnr=decibels(noise),
-        worst=worst,
+        worst=Worst(place, decibels(share), *shown),
         classes=_classes(comparison.exact[first], comparison.found[first], labels),
         tensors=comparison.errors,
         attribution=attribution,
@@ -104,8 +122,8 @@ def report(
     )
 
 
-def _noise(comparison: Comparison) -> tuple[float, tuple[int, float]]:
-    """The outputs' noise over their signal, and the sample with the most of it."""
+def _noise(comparison: Comparison) -> tuple[float, int, float]:
+    """The outputs' noise over their signal, the sample with the most of it, and how much that sample has."""
     ratios, by_sample = [], []
     for name, exact in comparison.exact.items():
         wide = exact.astype(np.float64).reshape(len(exact), -1)
@@ -115,7 +133,7 @@ def _noise(comparison: Comparison) -> tuple[float, tuple[int, float]]:
         by_sample.append(error / np.where(signal > 0, signal, 1.0))
     worst = np.mean(by_sample, axis=0)
     place = int(np.argmax(worst))
-    return float(np.mean(ratios)), (place, decibels(float(worst[place])))
+    return float(np.mean(ratios)), place, float(worst[place])
 
 
 def _classes(exact: np.ndarray, found: np.ndarray, labels: np.ndarray | None) -> Classes | None:
