@@ -39,7 +39,7 @@ def _column(share: Share, total: float, place: tuple[float, float], label: str) 
     """One column: where its share is above zero, a stack of its causes; below, its error cancels another's."""
     size, zero = place
     told = f"{part_name(share)}: {percent(share.mean, total)} of the output error"
-    causes = {cause: part for cause, part in share.causes.items() if part > 0} or {"other": 1.0}
+    causes: dict[str, float] = {cause: part for cause, part in share.causes.items() if part > 0} or {"other": 1.0}
     told += "".join(f"; {cause} {percent(part, sum(share.causes.values()))}" for cause, part in share.causes.items())
     stack, at = "", zero if size >= 0 else zero + size
     for cause, part in causes.items():
@@ -63,7 +63,7 @@ def _names(shares: Sequence[Share]) -> str:
 
 
 def _legend(shares: Sequence[Share]) -> str:
-    seen = {cause for share in shares for cause, part in share.causes.items() if part > 0}
+    seen: set[str] = {cause for share in shares for cause, part in share.causes.items() if part > 0}
     seen |= {"other"} if any(main_cause(share) == "other" for share in shares) else set()
     keys = "".join(
         f'<span><i style="background:{COLOURS[cause]}"></i>{CAUSES[cause]}</span>' for cause in CAUSES if cause in seen
@@ -94,7 +94,7 @@ def histogram(error: TensorError) -> str:
     note = f"{outside:,} float numbers lie beyond the picture" if outside else "every float number is in the picture"
     told = f"Histogram of {error.layer}: floats from {number(error.low)} to {number(error.high)}; {note}"
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img" aria-label="{html(told)}"><title>{html(told)}</title>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + _FOOT}" role="img"><title>{html(told)}</title>'
         f'<path class="float" d="{outline(error.exact)}Z"/><path class="integer" d="{outline(error.found)}"/>'
         f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>{marks}'
         f'<text class="dim" x="{_WIDTH / 2}" y="{_HEIGHT + 31}" text-anchor="middle">'

@@ -78,7 +78,7 @@ def _for_layer(probe: Probe, name: str, saturated: float) -> Iterator[_Trial]:
     if isinstance(layer, Convolution | Dense):
         yield from _channels(probe, layer)
     if params.bits == 8:
-        fine = QuantParams(params.scale / 256, params.zero_point * 256, 16)
+        fine = QuantParams(max(abs(end) for end in _ends(params)) / (1 << 15), 0, 16)
         yield _Trial(
             name,
             "rounding",
@@ -121,7 +121,7 @@ def _ranges(probe: Probe, name: str, tensor: str, params: QuantParams, saturated
     if bits >= 1:
         finer = _scaled(params, 2.0**-bits)
         more = "one fraction bit" if bits == 1 else f"{bits} fraction bits"
-        text = f"{_quoted(name)} uses {used:.1%} of its range: {more} more"
+        text = f"{_quoted(name)} uses {100 * used:.2g}% of its range{_why(probe, tensor, params)}: {more} more"
         yield _Trial(name, "rounding", "range", text, probe.error(lambda _: ALL, params={tensor: finer}), _ends(finer))
 
 
@@ -141,7 +141,7 @@ def _channels(probe: Probe, layer: Convolution | Dense) -> Iterator[_Trial]:
 
     text = (
         f"channel {int(peaks.argmax())} of {_quoted(layer.name)} reaches {peaks.max() / median:.0f} times the median"
-        " channel: scaling it down there and up behind (--equalise where only ReLU lies between)"
+        " channel: smaller weights there and larger ones behind"
     )
     yield _Trial(layer.name, "rounding", "equalise", text, probe.error(causes))
 

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from gemedge.errors import ModelError, QuantizationError, UnsupportedError
 from gemedge.fixed import Rounding
 from gemedge.model import Op, QuantizedModel, Scheme
-from gemedge.operators import Convolution, Dense
+from gemedge.moving import Constant, Embed
+from gemedge.operators import Activate, Convolution, Dense, Interpolate, Lookup
 from gemedge.quant.formats import Formats
 from gemedge.quant.lower import elementwise, places, weighted, windows
 from gemedge.quant.lower.lowering import Handler, Lowering, Range, Real
@@ -59,10 +60,26 @@ def reals_of(model: ir.Model, quantized: QuantizedModel) -> dict[str, Real]:
     except QuantizationError as error:
         raise ModelError(f"the quantized model is of another network: {error}") from error
     for ours, theirs in zip_longest(again.layers, quantized.layers):
-        if ours is None or theirs is None or (type(ours), ours.name) != (type(theirs), theirs.name):
+        if isinstance(ours, Activate) and isinstance(theirs, Lookup | Interpolate) and ours.name == theirs.name:
+            reals[ours.name] = Real(function=ours.activation)  # a table in place of the kernel
+        elif ours is None or theirs is None or (type(ours), ours.name) != (type(theirs), theirs.name):
             names = [layer.name if layer is not None else "none" for layer in (ours, theirs)]
             raise ModelError(f"the quantized model is of another network: layer {names[1]!r} in place of {names[0]!r}")
+        elif not quantized.notes and not _same_numbers(ours, theirs):  # notes tell of weights changed on purpose
+            raise ModelError(f"the quantized model is of another network: weights of layer {theirs.name!r} differ")
     return reals
+
+
+def _same_numbers(ours: Op, theirs: Op) -> bool:
+    """Whether stored numbers agree to one code, which another machine's arithmetic may move."""
+    match ours, theirs:
+        case (Convolution(weight=a), Convolution(weight=b)) | (Dense(weight=a), Dense(weight=b)):
+            pass
+        case (Constant(value=a), Constant(value=b)) | (Embed(table=a), Embed(table=b)):
+            pass
+        case _:
+            return True
+    return a.shape == b.shape and int(np.abs(a.astype(np.int64) - b.astype(np.int64)).max(initial=0)) <= 1
 
 
 def _scheme_of(layer: Op, quantized: QuantizedModel) -> Scheme:

@@ -144,6 +144,11 @@ def _classes(exact: np.ndarray, found: np.ndarray, labels: np.ndarray | None) ->
     theirs, ours = exact.argmax(1), found.argmax(1)
     if labels is not None and labels.shape != theirs.shape:
         raise DataError(f"labels of shape {list(labels.shape)} for {len(theirs)} samples")
+    if labels is not None:
+        outside = np.flatnonzero((labels < 0) | (labels >= exact.shape[1]))
+        if outside.size:
+            label = f"label {labels[outside[0]]} of sample {outside[0]}"
+            raise DataError(f"{label}; the classes are 0 to {exact.shape[1] - 1}")
     right = [None, None] if labels is None else [float((side == labels).mean()) for side in (theirs, ours)]
     return Classes(float((theirs == ours).mean()), *right)
 
