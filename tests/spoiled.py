@@ -25,7 +25,7 @@ from gemedge.quant.report import Report, report
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import mnist
 
-CALIBRATION, COMPARED = 64, 8
+CALIBRATION = 64
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Float:
     inputs: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, module: nn.Module, samples: torch.Tensor) -> "Float":
+    def of(cls, module: nn.Module, samples: torch.Tensor, compared: int) -> "Float":
         model = prepare(capture_module(module, samples[:1], opset=OPSET).model).model
         name = model.graph.inputs[0].name
         ranges = calibrate(model, [{name: samples[:CALIBRATION].numpy()}], workers=1)
-        return cls(model, dict(ranges), {name: samples[:COMPARED].numpy()})
+        return cls(model, dict(ranges), {name: samples[:compared].numpy()})
 
     def tensor(self, layer: str) -> str:
         """The tensor that the node of this name makes."""

@@ -23,14 +23,15 @@ from gemedge.quant.simulate import simulate
 
 SCHEMES = ("int8", "int16x8", "q7", "q15")
 BUILD = {"cnn": spoiled.demo_cnn, "resnet20": spoiled.resnet20}
-CONV = {"cnn": "4", "resnet20": "1.1.conv1"}  # a convolution before an activation
-ACTIVATION = {"cnn": "6", "resnet20": "1.1.act1"}
+CONV = {"cnn": "4", "resnet20": "0.0"}  # a convolution before an activation
+ACTIVATION = {"cnn": "6", "resnet20": "0.2"}
+COMPARED = {"cnn": 8, "resnet20": 4}
 LOUD = {"cnn": "0", "resnet20": "1.1.conv1"}
 
 
 @cache
 def plain(network, make=partial(GEM, 1)):
-    return Float.of(*BUILD[network](make))
+    return Float.of(*BUILD[network](make), COMPARED[network])
 
 
 @cache
@@ -39,7 +40,7 @@ def loud(network):
     module, samples = BUILD[network](nn.ReLU)
     norm, behind = (module[1], module[4]) if network == "cnn" else (module[1][1].norm1, module[1][1].conv2)
     spoiled.louder(norm, behind, 3, 100.0)
-    return Float.of(module, samples)
+    return Float.of(module, samples, COMPARED[network])
 
 
 each_network = pytest.mark.parametrize("network", BUILD)

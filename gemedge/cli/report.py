@@ -54,10 +54,13 @@ def command(
     from gemedge.quant.choose import Choice
     from gemedge.quant.job import Request, compare_confined, prepare_confined
     from gemedge.quant.prepare import OPSET
-    from gemedge.quant.report import report
+    from gemedge.quant.quantize import reals_of
+    from gemedge.quant.report import check_labels, report
 
     if html is not None:
-        files.refuse_existing(html, force=force, inputs=(model, quantized_file, data))
+        inputs_given = tuple(path for path in (model, quantized_file, data, labels, example) if path is not None)
+        files.refuse_existing(html, force=force, inputs=inputs_given, option="--html")
+    classes = _labels(labels, limit) if labels is not None else None
     with about(quantized_file):
         quantized = model_file.load(open_bytes(quantized_file))
     title = f"gemedge report {quantized_file.name}"
@@ -73,9 +76,14 @@ def command(
         with about(quantized_file):
             _refuse_another(quantized, inputs)
             request = Request(data, Choice("minmax", 100.0, 8, False), batch, limit, None, "", trust)
+            reals_of(prepared, quantized)  # or it is of another model, which is said before it runs
             comparison = compare_confined(prepared, quantized, request)
-            on_phase("attributing")
-            found = report(prepared, quantized, comparison, next(iter(few)), _labels(labels))
+        if labels is not None and classes is not None:
+            with about(labels):
+                check_labels(classes, next(iter(comparison.exact.values())))
+        on_phase("attributing")
+        with about(quantized_file):
+            found = report(prepared, quantized, comparison, next(iter(few)), classes)
     if html is not None:
         from gemedge.cli.report_html import page
 
@@ -92,18 +100,15 @@ def _refuse_another(quantized: "QuantizedModel", inputs: "tuple[Input, ...]") ->
         raise DataError(f"it takes inputs {', '.join(quantized.inputs)}; the float model takes {', '.join(names)}")
 
 
-def _labels(path: Path | None) -> np.ndarray | None:
+def _labels(path: Path, limit: int | None) -> np.ndarray:
+    """The one array of the file, of as many samples as are taken; what it must be, the report checks."""
     from gemedge.data import load_arrays
 
-    if path is None:
-        return None
     arrays = load_arrays(path)
     if len(arrays) != 1:
-        raise DataError(f"{path} holds {len(arrays)} arrays; labels are one")
+        raise DataError(f"{path}: it holds {len(arrays)} arrays; labels are one")
     (array,) = arrays.values()
-    if array.dtype.kind not in "iu":
-        raise DataError(f"{path} holds {array.dtype}; labels are whole numbers")
-    return array
+    return array[:limit] if array.ndim else array
 
 
 def _print(found: "Report", html: Path | None) -> None:

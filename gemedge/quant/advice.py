@@ -40,7 +40,7 @@ def advise(probe: Probe, attribution: Attribution, saturated: Mapping[str, float
     total = probe.error(lambda _: ALL)
     before = decibels(total)
     blamed = sorted(attribution.layers, key=lambda share: -max(share.forward, share.reverse))
-    names = [share.layers[0] for share in blamed if len(share.layers) == 1][:_TRIED]
+    names = [name for share in blamed for name in share.layers][:_TRIED]
     names += [name for name, share in sorted(saturated.items(), key=lambda item: -item[1]) if share][:_TRIED]
     found = []
     for name in dict.fromkeys(names):

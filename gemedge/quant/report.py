@@ -136,19 +136,26 @@ def _noise(comparison: Comparison) -> tuple[float, int, float]:
     return float(np.mean(ratios)), place, float(worst[place])
 
 
+def check_labels(labels: np.ndarray, scores: np.ndarray) -> None:
+    """Raise DataError where labels are not one class of the scores [samples, classes] for each sample."""
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise DataError(f"labels need an output of class scores [samples, classes], not {list(scores.shape)}")
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"labels of type {labels.dtype}; they must be whole numbers")
+    if labels.shape != scores.shape[:1]:
+        raise DataError(f"labels of shape {list(labels.shape)} for {len(scores)} samples")
+    outside = np.flatnonzero((labels < 0) | (labels >= scores.shape[1]))
+    if outside.size:
+        label = f"label {labels[outside[0]]} of sample {outside[0]}"
+        raise DataError(f"{label}; the classes are 0 to {scores.shape[1] - 1}")
+
+
 def _classes(exact: np.ndarray, found: np.ndarray, labels: np.ndarray | None) -> Classes | None:
+    if labels is not None:
+        check_labels(labels, exact)
     if exact.ndim != 2 or exact.shape[1] < 2:
-        if labels is not None:
-            raise DataError(f"labels need an output of class scores [samples, classes], not {list(exact.shape)}")
         return None
     theirs, ours = exact.argmax(1), found.argmax(1)
-    if labels is not None and labels.shape != theirs.shape:
-        raise DataError(f"labels of shape {list(labels.shape)} for {len(theirs)} samples")
-    if labels is not None:
-        outside = np.flatnonzero((labels < 0) | (labels >= exact.shape[1]))
-        if outside.size:
-            label = f"label {labels[outside[0]]} of sample {outside[0]}"
-            raise DataError(f"{label}; the classes are 0 to {exact.shape[1] - 1}")
     right = [None, None] if labels is None else [float((side == labels).mean()) for side in (theirs, ours)]
     return Classes(float((theirs == ours).mean()), *right)
 
