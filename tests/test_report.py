@@ -21,16 +21,17 @@ from gemedge.quant.emulate import ALL, CAUSES, NONE, emulate
 from gemedge.quant.quantize import reals_of
 from gemedge.quant.simulate import simulate
 
+GEM_1 = partial(GEM, 1)
 SCHEMES = ("int8", "int16x8", "q7", "q15")
 BUILD = {"cnn": spoiled.demo_cnn, "resnet20": spoiled.resnet20}
 CONV = {"cnn": "4", "resnet20": "0.0"}  # a convolution before an activation
 ACTIVATION = {"cnn": "6", "resnet20": "0.2"}
-COMPARED = {"cnn": 8, "resnet20": 4}
+COMPARED = {"cnn": 8, "resnet20": 2}
 LOUD = {"cnn": "0", "resnet20": "1.1.conv1"}
 
 
 @cache
-def plain(network, make=partial(GEM, 1)):
+def plain(network, make=GEM_1):
     return Float.of(*BUILD[network](make), COMPARED[network])
 
 
@@ -188,6 +189,12 @@ def test_labels_of_another_count_are_refused(labels):
     model = plain("cnn")
     with pytest.raises(DataError, match=r"labels of shape .* for 8 samples"):
         model.report(model.quantized("int8"), labels)
+
+
+def test_labels_that_are_no_whole_numbers_are_refused():
+    model = plain("cnn")
+    with pytest.raises(DataError, match="labels of type float64; they must be whole numbers"):
+        model.report(model.quantized("int8"), np.zeros(8))
 
 
 @pytest.mark.parametrize("label", [-1, 10])

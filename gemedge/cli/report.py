@@ -142,4 +142,4 @@ def _print(found: "Report", html: Path | None) -> None:
     header = ("layer, worst first", "SQNR, dB", "max LSB", "mean LSB", "cosine", "saturated", "codes used")
     console.print_table(header, rows)
     if html is not None:
-        console.print_fields([("page", str(html))])
+        console.print_fields([("page   ", str(html))])

@@ -7,11 +7,11 @@ from math import inf, isfinite
 from gemedge.quant.attribution import Share
 
 CAUSES = {
-    "rounding": "rounding of the numbers it makes",
+    "rounding": "rounding of the numbers made",
     "saturation": "saturation: numbers cut off at an end of their format",
-    "weights": "rounding of its weights",
-    "kernel": "how its function is computed: kernel or table",
-    "other": "cause not looked into, as the share is small",
+    "weights": "rounding of weights",
+    "kernel": "the way a function is computed: kernel or table",
+    "other": "cause not looked into",
 }
 
 
