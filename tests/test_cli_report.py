@@ -122,7 +122,7 @@ def test_a_full_disk_leaves_no_page(folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "fsync", full)
     assert report(folder, "--html", tmp_path / "page.html") == 6
-    assert capsys.readouterr() == ("", f"gemedge: {tmp_path / 'page.html'}: No space left on device\n")
+    assert capsys.readouterr() == ("", f"gemedge: cannot write {tmp_path / 'page.html'}: No space left on device\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -123,6 +123,8 @@ def _print(found: "Report", html: Path | None) -> None:
     fields.append(("worst", f"sample {found.worst.sample}, {found.worst.sqnr:.1f} dB"))
     parts = [f"{cause} {forward / attribution.noise:.0%}" for cause, (forward, _) in attribution.causes.items()]
     fields.append(("causes", ", ".join(parts) if attribution.noise else "none"))
+    if html is not None:
+        fields.append(("page", str(html)))
     console.print_fields(fields)
     console.print_table(
         ("what to change, best first", "gain, dB"), [(a.text, f"{a.gain:.1f}") for a in found.advice[:_ROWS]]
@@ -141,5 +143,3 @@ def _print(found: "Report", html: Path | None) -> None:
     ]
     header = ("layer, worst first", "SQNR, dB", "max LSB", "mean LSB", "cosine", "saturated", "codes used")
     console.print_table(header, rows)
-    if html is not None:
-        console.print_fields([("page   ", str(html))])

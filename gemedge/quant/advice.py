@@ -42,6 +42,9 @@ def advise(probe: Probe, attribution: Attribution, saturated: Mapping[str, float
     blamed = sorted(attribution.layers, key=lambda share: -max(share.forward, share.reverse))
     names = [name for share in blamed for name in share.layers][:_TRIED]
     names += [name for name, share in sorted(saturated.items(), key=lambda item: -item[1]) if share][:_TRIED]
+    weighted = [layer for layer in probe.model.layers if isinstance(layer, Convolution | Dense)]
+    ratios = {layer.name: _loudest(probe, layer)[1] for layer in weighted}  # what they spoil, layers behind may lose
+    names += [name for name, ratio in sorted(ratios.items(), key=lambda item: -item[1]) if ratio > _DOMINATES][:_TRIED]
     found = []
     for name in dict.fromkeys(names):
         for advice in _for_layer(probe, name, saturated.get(name, 0.0)):
@@ -125,13 +128,19 @@ def _ranges(probe: Probe, name: str, tensor: str, params: QuantParams, saturated
         yield _Trial(name, "rounding", "range", text, probe.error(lambda _: ALL, params={tensor: finer}), _ends(finer))
 
 
-def _channels(probe: Probe, layer: Convolution | Dense) -> Iterator[_Trial]:
-    """A channel that dwarfs the others leaves them few codes, up to the layers that weigh it down again."""
+def _loudest(probe: Probe, layer: Convolution | Dense) -> tuple[int, float]:
+    """The channel that reaches furthest, and how many times as far as the median channel (0 where that is silent)."""
     values = np.abs(probe.exact[layer.output])
     axis = 1 if isinstance(layer, Convolution) else values.ndim - 1
     peaks = values.max(tuple(a for a in range(values.ndim) if a != axis))
     median = float(np.median(peaks))
-    if median == 0 or peaks.max() <= _DOMINATES * median:
+    return int(peaks.argmax()), float(peaks.max()) / median if median else 0.0
+
+
+def _channels(probe: Probe, layer: Convolution | Dense) -> Iterator[_Trial]:
+    """A channel that dwarfs the others leaves them few codes, up to the layers that weigh it down again."""
+    channel, ratio = _loudest(probe, layer)
+    if ratio <= _DOMINATES:
         return
     between, weighing = _until_weighed(probe, layer.output)
     quiet = between | {layer.name}
@@ -140,7 +149,7 @@ def _channels(probe: Probe, layer: Convolution | Dense) -> Iterator[_Trial]:
         return ALL - {"rounding"} if name in quiet else ALL - {"weights"} if name in weighing else ALL
 
     text = (
-        f"channel {int(peaks.argmax())} of {_quoted(layer.name)} reaches {peaks.max() / median:.0f} times the median"
+        f"channel {channel} of {_quoted(layer.name)} reaches {ratio:.0f} times the median"
         " channel: smaller weights there and larger ones behind"
     )
     yield _Trial(layer.name, "rounding", "equalise", text, probe.error(causes))
