@@ -56,8 +56,8 @@ def report(folder, *more, model="model.pt", made="model.gemq", data="test.npz"):
 
 
 KEYS = [
-    "headline", "scheme", "rounding", "samples", "layers", "sqnr", "worst", "classes", "tensors", "attribution",
-    "probed", "advice", "choices",
+    "headline", "scheme", "rounding", "samples", "layers", "operators", "sqnr", "worst", "classes", "tensors",
+    "attribution", "probed", "advice", "choices",
 ]  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def test_the_page_opens_sorts_and_unfolds_in_a_browser(folder, tmp_path, capsys)
     (headline,) = re.findall(r"<h1>(.*?)</h1>", dom)
     assert re.sub("<.*?>", "", headline).lower() == html.escape(told["headline"].replace("`", "")).lower()
     largest = max(told["attribution"]["layers"], key=lambda share: share["forward"] + share["reverse"])
-    (lead,) = re.findall(r'<p class="lead">Layer <code>(.*?)</code> loses the most: \d+ % of the error', dom)
+    (lead,) = re.findall(r'<p class="lead">Layer <code>(.*?)</code> \(\w+\) loses the most: \d+ % of the error', dom)
     assert [lead] == largest["layers"]
     (label,) = re.findall(r"<u style.*?>(.*?): \d+ %</u>", dom)
     assert [label] == largest["layers"]

@@ -69,7 +69,9 @@ def _who_loses(found: Report) -> str:
     if not shares or total <= 0:
         return "The integers give what the float model gives: there is no error to explain."
     worst = max(shares, key=lambda share: share.mean)
-    who = f"Layer {part_name(worst)} loses" if len(worst.layers) == 1 else f"Layers {part_name(worst)} lose"
+    kind = found.operators.get(worst.layers[0], "input")
+    alone = len(worst.layers) == 1
+    who = f"Layer {part_name(worst)} ({kind}) loses" if alone else f"Layers {part_name(worst)} lose"
     cause = main_cause(worst)
     why = "" if cause == "other" else f", mostly by {CAUSES[cause]}"
     return f"{who} the most: {percent(worst.mean, total)} of the error at the network's output{why}."

@@ -50,12 +50,16 @@ class Worst:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """sqnr: of the outputs over all samples, in dB. probed: samples that the attribution and the advice ran on."""
+    """sqnr: of the outputs over all samples, in dB. probed: samples that the attribution and the advice ran on.
+
+    operators: what each layer is, by its name.
+    """
 
     scheme: str
     rounding: str
     samples: int
     layers: int
+    operators: Mapping[str, str]
     sqnr: float
     worst: Worst
     classes: Classes | None
@@ -111,6 +115,7 @@ def report(
         rounding=quantized.rounding.value,
         samples=len(comparison.exact[first]),
         layers=len(quantized.layers),
+        operators={layer.name: type(layer).__name__ for layer in quantized.layers},
         sqnr=decibels(noise),
         worst=Worst(place, decibels(share), *shown),
         classes=_classes(comparison.exact[first], comparison.found[first], labels),
