@@ -173,6 +173,13 @@ def test_hostile_names_stay_text(tmp_path, capsys):
     assert "\\x1b[31mred\\x1b[0m\\u202egpj" in page
 
 
+def test_a_network_of_one_product_has_no_activation_to_compare(tmp_path, capsys):
+    page = page_of_chain(tmp_path, ["only"]).read_text()
+    assert "first " in capsys.readouterr().out
+    assert "Layer <code>only</code> (Dense) loses the most" in page or "<code>input</code> (input) loses" in page
+    assert "Activations, and the other ways" not in page
+
+
 def test_the_page_needs_nothing_from_elsewhere(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("PATH", "")  # no browser

@@ -159,6 +159,15 @@ def test_a_relu_is_not_blamed_for_what_it_cuts_on_purpose():
     assert {e.layer: e for e in compare(model.model, blamed, [model.inputs]).errors}["0"].saturated > 0.1
 
 
+def test_an_activation_at_its_lowest_code_is_not_saturated_where_no_float_lies_beyond():
+    model = plain("cnn")  # compared on samples that it was calibrated on
+    quantized = model.quantized("int8")
+    errors = {error.layer: error for error in compare(model.model, quantized, [model.inputs]).errors}
+    raw = simulate(quantized, model.inputs, layers=["6"], raw=True)["6"]
+    assert (raw == -128).mean() > 0.01
+    assert [errors[name].saturated for name in ("2", "6")] == [0.0, 0.0]
+
+
 def test_the_headline_where_nothing_stands_out_says_so():
     model = plain("cnn")
     found = model.report(model.quantized("q15"))
