@@ -94,7 +94,7 @@ def case(title: str, net: str, build: Callable[[Make], nn.Module], make: Make, d
 
 def furthest(model: ir.Model, quantized: QuantizedModel, images: np.ndarray) -> str:
     """The layers with the lowest SQNR on 200 images, with what of them saturated."""
-    errors = compare(model, quantized, [{quantized.inputs[0]: images[:200]}])[:4]
+    errors = compare(model, quantized, [{quantized.inputs[0]: images[:200]}]).errors[:4]
     return ", ".join(f"{e.layer} {e.sqnr:.1f} dB, {e.saturated:.2%} saturated" for e in errors)
 
 

@@ -2,7 +2,7 @@
 
 Trains a small CNN with GEM on handwritten digits, saves model.pt, exports it in three forms with the command
 line and runs each in onnxruntime; quantizes it in four schemes and runs each with integers only; draws the
-activation and the confusion matrix. Everything lands in ./demo.
+activation and the confusion matrix; says what the 8-bit integers lose and why. Everything lands in ./demo.
 """
 
 import subprocess
@@ -52,7 +52,13 @@ def main() -> None:
     print_schemes({scheme: quantized(scheme) for scheme in SCHEMES}, reference, test_labels.numpy())
     draw_activation(FOLDER / "activation.png")
     draw_confusion(predictions["onnxruntime, function"], test_labels.numpy(), FOLDER / "confusion.png")
-    print(f"\nplots: {FOLDER / 'activation.png'}, {FOLDER / 'confusion.png'}")
+    print(f"\nplots: {FOLDER / 'activation.png'}, {FOLDER / 'confusion.png'}\n")
+    np.save(FOLDER / "labels.npy", test_labels.numpy())
+    page = FOLDER / "report-int8.html"
+    files = [str(FOLDER / name) for name in ("model.pt", "model-int8.gemq")]
+    data = ["--data", str(FOLDER / "test.npz"), "--labels", str(FOLDER / "labels.npy")]
+    gemedge("report", *files, *data, "--html", str(page), "--force")
+    print(f"the report, for a browser: {page.resolve().as_uri()}")
 
 
 def exported(form: str, images: np.ndarray) -> np.ndarray:

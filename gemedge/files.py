@@ -21,11 +21,14 @@ _PREFIX = ".gemedge-"
 _SUFFIX = ".tmp"
 
 
-def refuse_existing(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Raise OutputError now, before long work, where `write` could not put a file at path later."""
+def refuse_existing(path: Path, *, force: bool, inputs: tuple[Path, ...] = (), option: str = "-o") -> None:
+    """Raise OutputError now, before long work, where `write` could not put a file at path later.
+
+    option: what names the output on the command line.
+    """
     target = Path(os.path.realpath(path))
     if any(target == Path(os.path.realpath(source)) for source in inputs):
-        raise OutputError(f"{path} is the input; name another output with -o")
+        raise OutputError(f"{path} is the input; name another output with {option}")
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:
@@ -34,7 +37,7 @@ def refuse_existing(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -
         raise _failed(path, error) from error
     if mode is not None and not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
-        raise OutputError(f"{path} is {what}; name a file with -o")
+        raise OutputError(f"{path} is {what}; name a file with {option}")
     if mode is not None and not force:
         raise OutputError(f"{path} exists; --force replaces it")
     if not target.parent.is_dir():

@@ -150,12 +150,14 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
     if tensor.params is not None:
         params = tensor.params
         written |= {"scale": params.scale, "zero_point": params.zero_point, "bits": params.bits}
+    if tensor.bounded != "none":
+        written["bounded"] = tensor.bounded
     return written
 
 
 def _read_tensor(entry: Mapping[str, Any]) -> Tensor:
     params = QuantParams(entry["scale"], entry["zero_point"], entry["bits"]) if "scale" in entry else None
-    return Tensor(_text(entry["name"]), _ints(entry["shape"]), params)
+    return Tensor(_text(entry["name"]), _ints(entry["shape"]), params, entry.get("bounded", "none"))
 
 
 def _arrays(header: Mapping[str, Any], data: memoryview) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from gemedge.errors import FormatError
 from gemedge.fixed import QuantParams
 
 Shape = tuple[int, ...]
+Bounded = Literal["none", "low", "high", "both"]
 NORM_BITS = 20  # fraction bits of a normalised number in LayerNormalization
 _MOST_ELEMENTS = 1 << 31
 _MOST_NORMALISED = 1 << 14  # numbers under one mean: d * inverse stays below 2**62
@@ -24,13 +26,19 @@ _MOST_NORMALISED = 1 << 14  # numbers under one mean: d * inverse stays below 2*
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Integers between operators. params is None for indices, which stand for themselves."""
+    """Integers between operators. params is None for indices, which stand for themselves.
+
+    bounded: at which ends of its format numbers are meant to end, as a Relu's do at zero: there nothing is lost.
+    """
 
     name: str
     shape: Shape
     params: QuantParams | None
+    bounded: Bounded = "none"
 
     def __post_init__(self) -> None:
+        if self.bounded not in get_args(Bounded):
+            raise FormatError(f"tensor {self.name!r}: bounded {self.bounded!r} is not one of {get_args(Bounded)}")
         if any(size < 1 for size in self.shape) or math.prod(self.shape) > _MOST_ELEMENTS:
             raise FormatError(f"tensor {self.name!r}: shape {list(self.shape)} must be positive, 2^31 elements at most")
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "Write a model as ONNX, checked against the original.",
     "inspect": "Say what a file of ours is, and check its certificates again.",
     "quantize": "Turn a model into integers, with data to find its ranges.",
+    "report": "Say how far integers are from the float model, why, and what to change.",
     "simulate": "Run a quantized model with integers only.",
 }
 

@@ -12,7 +12,7 @@ from gemedge.errors import UnsupportedError, UsageError
 from gemedge.kernel import FixedActivation
 
 if TYPE_CHECKING:
-    from gemedge.cli.activation import Method
+    from gemedge.methods import Method
 
 _SMALLEST = 1e-3  # LSB: what is smaller is drawn there
 SUFFIXES = (".png", ".svg", ".pdf")

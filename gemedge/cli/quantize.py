@@ -81,9 +81,10 @@ def command(
     from gemedge.data import open_regular, reading
     from gemedge.quant import lint
     from gemedge.quant.batches import inputs_of, samples_of
+    from gemedge.quant.bias_correction import CORRECTED
     from gemedge.quant.calibrate import check_scheduler
     from gemedge.quant.choose import METHODS, Choice
-    from gemedge.quant.equalise import equalise
+    from gemedge.quant.equalise import EQUALISED, equalise
     from gemedge.quant.formats import Formats
     from gemedge.quant.job import Request, calibrate_confined, compare_confined, correct_confined, prepare_confined
     from gemedge.quant.prepare import OPSET
@@ -119,7 +120,7 @@ def command(
     request = Request(data, choice, batch, limit, workers, scheduler, trust, choices)
     few = replace(request, limit=min(limit or _COMPARED, _COMPARED))
 
-    def integers(graph: "ir.Model") -> "tuple[QuantizedModel, list[TensorError]]":
+    def integers(graph: "ir.Model") -> "tuple[QuantizedModel, tuple[TensorError, ...]]":
         """The graph in integers, and how far they are from it."""
         if ranges_file is not None:
             with reading(ranges_file), open_regular(ranges_file) as opened:
@@ -144,7 +145,7 @@ def command(
             made = quantize(graph, found, scheme=chosen, rounding=law, scheme_of=scheme_of)
             for remark in config.unheeded(graph, made, asked) if graph is prepared.model else ():
                 console.note(f"{config_file}: {remark}", quiet=quiet)
-            return made, compare_confined(graph, made, few)
+            return made, compare_confined(graph, made, few).errors
 
     quantized, errors = integers(prepared.model)
     steps: list[_Step] = []
@@ -154,13 +155,14 @@ def command(
         balanced = equalise(graph)
         graph = balanced.model
         quantized, errors = integers(graph)
+        quantized = replace(quantized, notes=(*quantized.notes, EQUALISED))
         steps.append(_Step("equalise", balanced.note, *_effect(quantized, before, errors)))
     if corrected:
         before = errors
         with about(model):
             moved = correct_confined(graph, quantized, few)
-            quantized = moved.model
-            errors = compare_confined(graph, quantized, few)
+            quantized = replace(moved.model, notes=(*quantized.notes, CORRECTED))
+            errors = compare_confined(graph, quantized, few).errors
         steps.append(_Step("bias correction", f"{moved.layers} layers", *_effect(quantized, before, errors)))
     content = model_file.save(quantized)
     files.write({target: content}, force=force)
@@ -212,8 +214,10 @@ def _decibels(value: float | None) -> str:
     return "exact" if value is None else f"{value:.1f}"
 
 
-def _effect(quantized: "QuantizedModel", before: "list[TensorError]", after: "list[TensorError]") -> tuple[Any, Any]:
-    def of(errors: "list[TensorError]") -> dict[str, float | None]:
+def _effect(
+    quantized: "QuantizedModel", before: "tuple[TensorError, ...]", after: "tuple[TensorError, ...]"
+) -> tuple[Any, Any]:
+    def of(errors: "tuple[TensorError, ...]") -> dict[str, float | None]:
         return {error.tensor: _finite(error.sqnr) for error in errors}
 
     old, new = of(before), of(after)
@@ -227,7 +231,7 @@ def _finite(number: float) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
-def _summary(quantized: "QuantizedModel", errors: "list[TensorError]", target: Path, size: int) -> dict[str, Any]:
+def _summary(quantized: "QuantizedModel", errors: "tuple[TensorError, ...]", target: Path, size: int) -> dict[str, Any]:
     return {
         "file": str(target),
         "bytes": size,
@@ -249,7 +253,7 @@ def _summary(quantized: "QuantizedModel", errors: "list[TensorError]", target: P
 
 
 def _print(
-    quantized: "QuantizedModel", errors: "list[TensorError]", target: Path, size: int, steps: list[_Step]
+    quantized: "QuantizedModel", errors: "tuple[TensorError, ...]", target: Path, size: int, steps: list[_Step]
 ) -> None:
     rows = [
         (error.layer, f"{error.sqnr:.1f}", f"{error.max_lsb:.2f}", f"{error.max_abs:.4g}", f"{error.saturated:.2%}")

@@ -22,6 +22,7 @@ from gemedge.quant.calibrate import runner
 from gemedge.quant.evaluate import Run, evaluate
 from gemedge.quant.simulate import Integers, border, entered
 
+CORRECTED = "biases corrected"  # a note in the quantized model
 _SAMPLES = 8  # of one evaluation: what is within a layer stays in the cache
 _ROUNDS = 3  # where a Relu cuts, moving the bias moves the mean by less
 

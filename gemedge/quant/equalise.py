@@ -17,6 +17,7 @@ from gemedge.quant.lower.reading import attribute, only_reader
 
 _WEIGHTED = ("Conv", "Gemm")
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout")
+EQUALISED = "equalised"  # a note in the quantized model
 _SWEEPS = 100
 _STILL = 1.001  # a sweep whose factors all lie within this changes nothing
 _SHOWN = 4

@@ -68,13 +68,18 @@ def stored_type(tensor: Tensor) -> np.dtype:
 def _convolution(op: Convolution, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     """Channels lie last in memory, whatever the shape says: then the copies below move whole rows."""
     weight = _weight(op, tensors)
-    x = np.ascontiguousarray(np.moveaxis(_centred(given[0], tensors[0], weight.dtype.type), 1, -1))
+    sums = slide(op, _centred(given[0], tensors[0], weight.dtype.type), weight)
+    return np.moveaxis(_weighted(sums, op, tensors, made, run), -1, 1)
+
+
+def slide(op: Convolution, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The sums [batch, *spots, O] of a convolution over x [batch, I, *size], in the type of both."""
+    x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     axes = len(op.strides)
     margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
-    windows = _windows(np.pad(x, margins), op.weight.shape[2:], op.strides, op.dilations)
-    multiply = _depthwise if op.groups == x.shape[-1] == len(op.weight) > 1 else _grouped
-    sums = multiply(windows, weight, op.groups, axes)
-    return np.moveaxis(_weighted(sums, op, tensors, made, run), -1, 1)
+    windows = _windows(np.pad(x, margins), weight.shape[2:], op.strides, op.dilations)
+    multiply = _depthwise if op.groups == x.shape[-1] == len(weight) > 1 else _grouped
+    return multiply(windows, weight, op.groups, axes)
 
 
 def _grouped(windows: np.ndarray, weight: np.ndarray, groups: int, axes: int) -> np.ndarray:
@@ -162,7 +167,7 @@ def _floats_round_exactly(op: Convolution | Dense, tensors: Tensors, made: Tenso
 
 def _matrix_multiply(op: MatrixMultiply, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     dtype = _exact_type(op.accumulator_bound(tensors))
-    left, right = (_aligned(_centred(x, t, dtype), made) for x, t in zip(given, tensors, strict=True))
+    left, right = (aligned(_centred(x, t, dtype), made) for x, t in zip(given, tensors, strict=True))
     sums = np.matmul(left, right).astype(np.int64)
     return _stored(_scaled(sums, op.mantissa, op.shift, op, tensors, run), op, made, run)
 
@@ -188,7 +193,9 @@ def _clipped(values: np.ndarray, op: Operator, made: Tensor, run: Run) -> np.nda
     """Whole numbers, of floats or integers, saturated in their own memory and counted where that is asked."""
     params = made.quantized
     if run.saturated is not None:
-        run.saturated[op.name] += int(((values < params.raw_min) | (values > params.raw_max)).sum())
+        below = 0 if made.bounded in ("low", "both") else (values < params.raw_min).sum()
+        above = 0 if made.bounded in ("high", "both") else (values > params.raw_max).sum()
+        run.saturated[op.name] += int(below + above)
     return np.clip(values, params.raw_min, params.raw_max, out=values).astype(stored_type(made))
 
 
@@ -227,9 +234,7 @@ def _combine(op: Combine, given: Arrays, tensors: Tensors, made: Tensor, run: Ru
     """In 32 bits where the sum, with the half that rounds it and the zero point, stays within; else in 64."""
     half = 1 << int(op.shift) >> 1
     wide = np.int32 if op.accumulator_bound(tensors) + half + 128 < 1 << 31 else np.int64
-    parts = [
-        _aligned(_centred(x, t, wide), made) * wide(m) for x, t, m in zip(given, tensors, op.mantissa, strict=True)
-    ]
+    parts = [aligned(_centred(x, t, wide), made) * wide(m) for x, t, m in zip(given, tensors, op.mantissa, strict=True)]
     total: np.ndarray = sum(parts[1:], parts[0])
     total += wide(half)
     np.right_shift(total, wide(op.shift), out=total)
@@ -239,20 +244,20 @@ def _combine(op: Combine, given: Arrays, tensors: Tensors, made: Tensor, run: Ru
 def _gemmlowp_sum(op: GemmlowpSum, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     total = np.zeros((), np.int64)
     for x, tensor, mantissa, shift in zip(given, tensors, op.mantissa, op.shift, strict=False):
-        wide = _aligned(_centred(x, tensor, np.int64), made) << op.left
+        wide = aligned(_centred(x, tensor, np.int64), made) << op.left
         part = requantize(wide, abs(mantissa), 31 - shift, Rounding.DOUBLE)
         total = np.add(total, part if mantissa > 0 else -part)
     return _stored(requantize(total, op.mantissa[2], 31 - op.shift[2], Rounding.DOUBLE), op, made, run)
 
 
 def _multiply(op: Multiply, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
-    left, right = (_aligned(_centred(x, t, np.int64), made) for x, t in zip(given, tensors, strict=True))
+    left, right = (aligned(_centred(x, t, np.int64), made) for x, t in zip(given, tensors, strict=True))
     return _stored(_scaled(left * right, op.mantissa, op.shift, op, tensors, run), op, made, run)
 
 
 def _choose(op: Choose, given: Arrays, tensors: Tensors, made: Tensor, run: Run) -> np.ndarray:
     parts = [
-        _scaled(_aligned(_centred(x, t, np.int64), made), m, s, op, tensors, run)
+        _scaled(aligned(_centred(x, t, np.int64), made), m, s, op, tensors, run)
         for x, t, m, s in zip(given, tensors, op.mantissa, op.shift, strict=True)
     ]
     return _stored(np.where(op.condition, *parts), op, made, run)
@@ -262,7 +267,7 @@ def _choose(op: Choose, given: Arrays, tensors: Tensors, made: Tensor, run: Run)
 
 
 def _max_pool(op: MaxPool, given: Arrays, tensors: Tensors, _: Tensor, __: Run) -> np.ndarray:
-    windows = _pool_windows(op, given[0], tensors[0].quantized.raw_min)
+    windows = pool_windows(op, given[0], tensors[0].quantized.raw_min)
     places = list(np.ndindex(*op.kernel))
     largest = windows[(..., *places[0])].copy()
     for place in places[1:]:
@@ -289,11 +294,12 @@ def _counts(op: AveragePool | RawAveragePool, x: np.ndarray) -> np.ndarray:
 
 
 def _window_sums(op: AveragePool | RawAveragePool, x: np.ndarray) -> np.ndarray:
-    sums: np.ndarray = _pool_windows(op, x, 0).sum(tuple(range(-len(op.kernel), 0)))
+    sums: np.ndarray = pool_windows(op, x, 0).sum(tuple(range(-len(op.kernel), 0)))
     return sums
 
 
-def _pool_windows(op: MaxPool | AveragePool | RawAveragePool, x: np.ndarray, padding: int) -> np.ndarray:
+def pool_windows(op: MaxPool | AveragePool | RawAveragePool, x: np.ndarray, padding: float) -> np.ndarray:
+    """Views [batch, *spots, channels, *kernel] of x [batch, channels, *size], padded."""
     axes = len(op.strides)
     margins = [(0, 0), *((op.pads[a], op.pads[a + axes]) for a in range(axes)), (0, 0)]
     padded = np.pad(np.moveaxis(x, 1, -1), margins, constant_values=padding)
@@ -432,7 +438,7 @@ def _centred(raw: np.ndarray, tensor: Tensor, dtype: type) -> np.ndarray:
     return centred
 
 
-def _aligned(x: np.ndarray, made: Tensor) -> np.ndarray:
+def aligned(x: np.ndarray, made: Tensor) -> np.ndarray:
     """[batch, *shape] with as many axes as the output has, so that broadcasting leaves the batch alone."""
     return x.reshape(len(x), *(1,) * (len(made.shape) + 1 - x.ndim), *x.shape[1:])
 

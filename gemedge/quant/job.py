@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from gemedge import confined, model_file
@@ -19,12 +20,13 @@ from gemedge.quant.batches import inputs_of, open_data
 from gemedge.quant.bias_correction import Corrected, correct_biases
 from gemedge.quant.calibrate import calibrate
 from gemedge.quant.choose import Choice
-from gemedge.quant.compare import TensorError, compare
+from gemedge.quant.compare import Comparison, TensorError, compare
 from gemedge.quant.prepare import Prepared, prepare
 from gemedge.quant.ranges import Ranges
 
 _MB = 1 << 20
 _DONE = re.compile(r"after (\d+) samples")
+_NUMBERS = ("sqnr", "max_abs", "mean_abs", "cosine", "saturated", "low", "high")
 _SECONDS_TO_PREPARE = 120
 _SECONDS = 300  # of one worker between two signs of progress
 
@@ -115,13 +117,21 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
     return {"ranges": ranges.to_json(), "typical": dict(ranges.typical)}, {}
 
 
-def compare_confined(model: ir.Model, quantized: QuantizedModel, request: Request) -> list[TensorError]:
+def compare_confined(model: ir.Model, quantized: QuantizedModel, request: Request) -> Comparison:
     """`compare` on the data of the request, in a child process."""
     graph, pieces = packing.pack(model)
     asked = {"data": os.fsencode(request.data).hex(), "batch": request.batch, "limit": request.limit}
     blobs = {"graph": graph, "data": b"".join(pieces), "quantized": model_file.save(quantized)}
-    reply, _ = confined.call("gemedge.quant.job:run_compare", asked | {"trust": request.trust}, blobs)
-    return [TensorError(e["layer"], e["tensor"], *map(float, e["numbers"])) for e in reply["errors"]]
+    reply, found = confined.call("gemedge.quant.job:run_compare", asked | {"trust": request.trust}, blobs)
+    heard = [_heard(told, quantized) for told in reply["errors"]]
+    sides = [
+        {
+            name: np.frombuffer(found[f"{side} {index}"], np.float32).reshape(shape)
+            for index, (name, shape) in enumerate(reply["outputs"].items())
+        }
+        for side in ("exact", "found")
+    ]
+    return Comparison(tuple(heard), *sides)
 
 
 def run_compare(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[str, Any], Blobs]:
@@ -130,11 +140,33 @@ def run_compare(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple
     enter(Phase("comparing", 86_400 if asked["trust"] else 600, _memory() if not asked["trust"] else 1 << 40))
     where = Path(os.fsdecode(bytes.fromhex(asked["data"])))
     data = open_data(where, inputs_of(model), batch=asked["batch"], limit=asked["limit"])
-    told = [
-        {"layer": e.layer, "tensor": e.tensor, "numbers": [*map(repr, (e.sqnr, e.max_abs, e.max_lsb, e.saturated))]}
-        for e in compare(model, quantized, data)  # JSON has no infinity
-    ]
-    return {"errors": told}, {}
+    comparison = compare(model, quantized, data)
+    told = [_told(error) for error in comparison.errors]
+    blobs = {
+        f"{side} {index}": np.ascontiguousarray(array).tobytes()
+        for side, arrays in (("exact", comparison.exact), ("found", comparison.found))
+        for index, array in enumerate(arrays.values())
+    }
+    return {"errors": told, "outputs": {name: array.shape for name, array in comparison.exact.items()}}, blobs
+
+
+def _told(error: TensorError) -> dict[str, Any]:
+    """As JSON, which has no infinity: numbers as text."""
+    numbers = [repr(getattr(error, name)) for name in _NUMBERS]
+    counts = {"codes": error.codes, "exact": error.exact, "found": error.found}
+    return {"layer": error.layer, "tensor": error.tensor, "numbers": numbers} | counts
+
+
+def _heard(told: Mapping[str, Any], quantized: QuantizedModel) -> TensorError:
+    return TensorError(
+        layer=told["layer"],
+        tensor=told["tensor"],
+        params=quantized.tensors[told["tensor"]].quantized,
+        **dict(zip(_NUMBERS, map(float, told["numbers"]), strict=True)),
+        codes=told["codes"],
+        exact=tuple(told["exact"]),
+        found=tuple(told["found"]),
+    )
 
 
 def correct_confined(model: ir.Model, quantized: QuantizedModel, request: Request) -> Corrected:

@@ -1,15 +1,19 @@
 """A float ONNX model and the ranges of its tensors, turned into a model of integers."""
 
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 
+import numpy as np
 import onnx_ir as ir
 
-from gemedge.errors import UnsupportedError
+from gemedge.errors import ModelError, QuantizationError, UnsupportedError
 from gemedge.fixed import Rounding
-from gemedge.model import QuantizedModel, Scheme
+from gemedge.model import Op, QuantizedModel, Scheme
+from gemedge.moving import Constant, Embed
+from gemedge.operators import Activate, Convolution, Dense, Interpolate, Lookup
 from gemedge.quant.formats import Formats
 from gemedge.quant.lower import elementwise, places, weighted, windows
-from gemedge.quant.lower.lowering import Handler, Lowering, Range
+from gemedge.quant.lower.lowering import Handler, Lowering, Range, Real
 from gemedge.quant.lower.reading import FOLDED, layer_name, name_of, sample_shape
 
 _HANDLERS: dict[str, Handler] = {
@@ -36,12 +40,65 @@ def quantize(
     naming a tensor without a range or a layer whose accumulator does not fit.
     """
     check_supported(model)
-    lowering = Lowering(model, ranges, lambda name: Formats(scheme_of(name) or scheme), rounding)
+    return _lowered(Lowering(model, ranges, lambda name: Formats(scheme_of(name) or scheme), rounding), scheme)[0]
+
+
+def reals_of(model: ir.Model, quantized: QuantizedModel) -> dict[str, Real]:
+    """What a quantized model's constants stood for in the float model that it was made of, by the layer's name.
+
+    Raises ModelError where it was made of another.
+    """
+    check_supported(model)
+    schemes = {layer.name: _scheme_of(layer, quantized) for layer in quantized.layers}
+    params = {tensor.name: tensor.params for tensor in quantized.tensors.values() if tensor.params is not None}
+
+    def formats_of(name: str) -> Formats:
+        return Formats(schemes.get(name, quantized.scheme))
+
+    try:
+        again, reals = _lowered(Lowering(model, {}, formats_of, quantized.rounding, params), quantized.scheme)
+    except QuantizationError as error:
+        raise ModelError(f"the quantized model is of another network: {error}") from error
+    for ours, theirs in zip_longest(again.layers, quantized.layers):
+        if isinstance(ours, Activate) and isinstance(theirs, Lookup | Interpolate) and ours.name == theirs.name:
+            reals[ours.name] = Real(function=ours.activation)  # a table in place of the kernel
+        elif ours is None or theirs is None or (type(ours), ours.name) != (type(theirs), theirs.name):
+            names = [layer.name if layer is not None else "none" for layer in (ours, theirs)]
+            raise ModelError(f"the quantized model is of another network: layer {names[1]!r} in place of {names[0]!r}")
+        elif not _same_numbers(ours, theirs):
+            raise ModelError(f"the quantized model is of another network: weights of layer {theirs.name!r} differ")
+    return reals
+
+
+def _same_numbers(ours: Op, theirs: Op) -> bool:
+    """Whether stored numbers agree to one code, which another machine's arithmetic may move."""
+    match ours, theirs:
+        case (Convolution(weight=a), Convolution(weight=b)) | (Dense(weight=a), Dense(weight=b)):
+            pass
+        case (Constant(value=a), Constant(value=b)) | (Embed(table=a), Embed(table=b)):
+            pass
+        case _:
+            return True
+    return a.shape == b.shape and int(np.abs(a.astype(np.int64) - b.astype(np.int64)).max(initial=0)) <= 1
+
+
+def _scheme_of(layer: Op, quantized: QuantizedModel) -> Scheme:
+    """The scheme that a layer's widths show."""
+    params = quantized.tensors[layer.output].params
+    if isinstance(layer, Convolution | Dense) and layer.weight.dtype == np.int16:
+        return "q15"
+    if params is None or (params.bits == 8) == (quantized.scheme in ("int8", "q7")):
+        return quantized.scheme
+    return "int8" if params.bits == 8 else "int16x8"
+
+
+def _lowered(lowering: Lowering, scheme: Scheme) -> tuple[QuantizedModel, dict[str, Real]]:
     lowering.lower(_HANDLERS)
+    model, rounding = lowering.model, lowering.rounding
     for value in model.graph.outputs:
         if lowering.batch_axis(value) != 0:
             raise UnsupportedError(f"output {name_of(value)!r} has its batch on axis {lowering.batch_axis(value)}")
-    return QuantizedModel(
+    quantized = QuantizedModel(
         scheme,
         rounding,
         tuple(lowering.source(value).name for value in model.graph.inputs),
@@ -49,6 +106,7 @@ def quantize(
         lowering.tensors,
         tuple(lowering.layers),
     )
+    return quantized, lowering.reals
 
 
 def check_supported(model: ir.Model) -> None:

@@ -14,7 +14,7 @@ from gemedge.kernel import FixedActivation
 from gemedge.moving import Reshape
 from gemedge.operators import Activate, Choose, Combine, GemmlowpSum, Interpolate, Lookup, Multiply, Tensor
 from gemedge.quant import functions
-from gemedge.quant.lower.lowering import Handler, Lowering, Target
+from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
 from gemedge.quant.lower.reading import attribute, only_reader
 
 MASKED = -1e4  # a number that a Softmax takes for minus infinity
@@ -47,7 +47,7 @@ def function(q: Lowering, node: ir.Node) -> None:
     real = exact(dequantize(codes, given.quantized)) / params.scale + params.zero_point
     table = np.clip(np.floor(real + 0.5), params.raw_min, params.raw_max).astype(f"i{params.bits // 8}")
     kind = Lookup if small else Interpolate
-    q.add(node, kind, [given], node.op_type, table, target=Target(node.outputs[0], params))
+    q.add(node, kind, [given], node.op_type, table, target=Target(node.outputs[0], params), real=Real(function=exact))
 
 
 # Arithmetic

@@ -6,7 +6,7 @@ batch with an axis of k, as heads of attention are, the integers keep an axis of
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from gemedge.fixed import Multiplier, QuantParams, Rounding, scaling
 from gemedge.fixed import quantize as to_integers
 from gemedge.model import Op, accumulator_bits, uses_gemmlowp
 from gemedge.moving import Clamp, Constant
-from gemedge.operators import Tensor
+from gemedge.operators import Bounded, Tensor
 from gemedge.quant.formats import Formats
 from gemedge.quant.lower.reading import FOLDED, attribute, fold, layer_name, name_of, only_reader, sample_shape
 
@@ -36,11 +36,40 @@ class Range(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a rescaling layer makes: the ONNX value, its parameters, and the clamp that takes a Relu's place."""
+    """What a rescaling layer makes: the ONNX value, its parameters, and the bounds of a Relu or Clip it takes in.
+
+    clamp: the bounds as codes, where the format's own ends are not already there.
+    """
 
     value: ir.Value
     params: QuantParams
     clamp: tuple[int, int] | None = None
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def bounded(self) -> Bounded:
+        """At which ends of the format those bounds hold all that lies beyond."""
+        if self.bounds is None:
+            return "none"
+        params = self.params
+        least, most = ((end - params.zero_point) * params.scale for end in (params.raw_min - 0.5, params.raw_max + 0.5))
+        ends = (self.bounds[0] >= least, self.bounds[1] <= most)
+        return "both" if all(ends) else "low" if ends[0] else "high" if ends[1] else "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """What a layer's constants stood for before they became integers: float64, in the layer's own layout.
+
+    weight: of a constant or table of rows, its numbers. scales: what one integer of the weights stands for, for each
+    output channel. function: what a table holds. bounds: of the Relu or Clip that the layer took in.
+    """
+
+    weight: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    scales: np.ndarray | None = None
+    function: Callable[[np.ndarray], np.ndarray] | None = None
+    bounds: tuple[float, float] | None = None
 
 
 Handler = Callable[["Lowering", ir.Node], None]
@@ -58,15 +87,19 @@ class Lowering:
         ranges: Mapping[str, Range],
         formats_of: Callable[[str], Formats],
         rounding: Rounding,
+        known: Mapping[str, QuantParams] | None = None,
     ) -> None:
+        self.model = model
         self.graph = model.graph
         self.functions = model.functions
         self.opset = model.opset_imports.get("", 18)
         self.ranges = ranges
         self.formats_of = formats_of
         self.rounding = rounding
+        self.given_params = known or {}  # by tensor, in place of what its range would give
         self.tensors: dict[str, Tensor] = {}
         self.layers: list[Op] = []
+        self.reals: dict[str, Real] = {}  # by the layer's name
         self.values: dict[str, Tensor] = {}  # by the ONNX name
         self.batch_axes: dict[str, int] = {}
         self.merged: set[str] = set()  # values whose batch axis holds more than the batch
@@ -129,7 +162,9 @@ class Lowering:
         params = formats.params(float(array.min(initial=0)), float(array.max(initial=0)))
         codes = to_integers(sample, params).astype(f"i{params.bits // 8}")
         tensor = Tensor(self._unused(name_of(value)), codes.shape, params)
-        self.layers.append(Constant(self._layer_name(f"constant {tensor.name}"), (), tensor.name, codes))
+        layer = Constant(self._layer_name(f"constant {tensor.name}"), (), tensor.name, codes)
+        self.layers.append(layer)
+        self.reals[layer.name] = Real(weight=sample.astype(np.float64))
         self.tensors[tensor.name] = self._placed[key] = tensor
         return tensor
 
@@ -182,6 +217,8 @@ class Lowering:
     def params(self, value: ir.Value, node: ir.Node | None = None) -> QuantParams:
         """The parameters that a value's range gives in the format of the layer that makes it."""
         name = name_of(value)
+        if name in self.given_params:
+            return self.given_params[name]
         if name not in self.ranges:
             raise QuantizationError(f"tensor {name!r} has no range; calibrate with data that reaches it")
         layer = node or value.producer()
@@ -203,6 +240,7 @@ class Lowering:
         step: str = "",
         batch: int | None = None,
         merged: bool | None = None,
+        real: Real | None = None,
     ) -> Tensor:
         """A layer for a node, and the tensor that it makes.
 
@@ -213,8 +251,15 @@ class Lowering:
         value = target.value if target is not None else node.outputs[0]
         params = target.params if target is not None else given[0].params
         clamp = target.clamp if target is not None else None
+        bounded = target.bounded if target is not None else "none"
         inner = step or ("unclamped" if clamp else "")
-        made = self._append(node.name or name_of(value), name_of(value), step, inner, kind, given, fields, params)
+        made = self._append(
+            node.name or name_of(value), name_of(value), step, inner, kind, given, fields, params, bounded
+        )
+        if target is not None and target.bounds is not None:
+            real = replace(real or Real(), bounds=target.bounds)
+        if real is not None:
+            self.reals[self.layers[-1].name] = real
         if clamp:
             made = self._append(node.name or name_of(value), name_of(value), "clamp", "", Clamp, [made], clamp, params)
         if not step:
@@ -233,12 +278,13 @@ class Lowering:
         given: Sequence[Tensor],
         fields: Sequence[Any],
         params: QuantParams | None,
+        bounded: Bounded = "none",
     ) -> Tensor:
         """A layer, `step` of a node's if that is not empty, and its tensor, `inner` of a value's likewise."""
         output = self._unused(f"{value_name} {inner}" if inner else value_name)
         name = self._layer_name(f"{layer_name}/{step}" if step else layer_name)
         layer = kind(name, tuple(tensor.name for tensor in given), output, *fields)
-        tensor = Tensor(output, layer.output_shape([tensor.shape for tensor in given]), params)
+        tensor = Tensor(output, layer.output_shape([tensor.shape for tensor in given]), params, bounded)
         self.layers.append(layer)
         self.tensors[output] = tensor
         return tensor
@@ -269,7 +315,7 @@ class Lowering:
         params = self.params(final, node)
         low, high = (int(code) for code in to_integers(np.array(bounds), params))
         clamp = (low, high) if (low, high) != (params.raw_min, params.raw_max) else None
-        return Target(final, params, clamp)
+        return Target(final, params, clamp, bounds)
 
     def _bounds(self, reader: ir.Node) -> tuple[float, float] | None:
         """Between which numbers a Relu or Clip holds its input, where those are constants."""

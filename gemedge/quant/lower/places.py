@@ -9,7 +9,7 @@ from gemedge.errors import UnsupportedError
 from gemedge.fixed import quantize as to_integers
 from gemedge.moving import Concatenate, Embed, Pad, Reshape, Take, Transpose
 from gemedge.operators import Tensor
-from gemedge.quant.lower.lowering import Handler, Lowering, Target
+from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
 from gemedge.quant.lower.reading import attribute, ints
 
 
@@ -168,7 +168,8 @@ def _embed(q: Lowering, node: ir.Node, table: np.ndarray) -> None:
         raise UnsupportedError("indices must be integers of the model's input")
     params = q.formats(node).params(float(table.min()), float(table.max()))
     codes = to_integers(table, params).astype(f"i{params.bits // 8}")
-    q.add(node, Embed, [given], codes, target=Target(node.outputs[0], params))
+    real = Real(weight=table.astype(np.float64))
+    q.add(node, Embed, [given], codes, target=Target(node.outputs[0], params), real=real)
 
 
 def expand(q: Lowering, node: ir.Node) -> None:

@@ -10,7 +10,7 @@ from gemedge.errors import QuantizationError, UnsupportedError
 from gemedge.model import Op
 from gemedge.moving import Spread
 from gemedge.operators import Convolution, Dense, MatrixMultiply, Tensor
-from gemedge.quant.lower.lowering import Handler, Lowering, Target
+from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
 from gemedge.quant.lower.reading import attribute, ints, only_reader, pads_of
 
 
@@ -134,7 +134,8 @@ def _weighted(
     empty = np.zeros(len(weight), np.int64)
     draft = make(node.name, (given.name,), "", codes, bias_codes, empty, empty)
     reals = [q.real([in_scale, float(scale)], out_scale) for scale in scales]
-    q.add(node, make, [given], codes, bias_codes, *q.scalings(draft, [given], reals), target=target)
+    real = Real(weight.astype(np.float64), offset.astype(np.float64), scales)
+    q.add(node, make, [given], codes, bias_codes, *q.scalings(draft, [given], reals), target=target, real=real)
 
 
 HANDLERS: dict[str, Handler] = {"Conv": conv, "ConvTranspose": conv_transpose, "Gemm": gemm, "MatMul": matmul}

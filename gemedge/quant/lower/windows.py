@@ -19,7 +19,7 @@ from gemedge.operators import (
     Softmax,
     Tensor,
 )
-from gemedge.quant.lower.lowering import Handler, Lowering, Target
+from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
 from gemedge.quant.lower.reading import attribute, ints, name_of, pads_of
 
 _TABLE_BITS = {8: 15, 16: 23}  # of exp, by the input's width
@@ -149,7 +149,8 @@ def layer_normalization(q: Lowering, node: ir.Node) -> None:
         raise QuantizationError("its input's range is far below the root of its epsilon")
     fields = _affine(weight, offset, target.params)
     step = "normalise" if several else ""
-    made = q.add(node, LayerNormalization, [flat], scaled, *fields, target=target, step=step)
+    real = Real(weight.astype(np.float64), offset.astype(np.float64), np.array(float(epsilon)))
+    made = q.add(node, LayerNormalization, [flat], scaled, *fields, target=target, step=step, real=real)
     if several:
         q.add(node, Reshape, [made], given.shape, target=target)
 
