@@ -247,3 +247,9 @@ def test_a_configuration_that_does_not_fit_is_one_line(text, message, folder, ca
     assert err.count("\n") == 1
     assert message in err
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_method_and_given_ranges_exclude_each_other(folder, capsys):
+    (folder / "c.toml").write_text("[[layer]]\nname = '0'\nmethod = 'mse'")
+    assert gemedge("quantize", "m.pt", "--data", "d.npz", "--config", "c.toml", "--ranges", "r.json") == 2
+    assert capsys.readouterr().err.startswith("gemedge: c.toml: method and --ranges exclude each other")

@@ -97,6 +97,8 @@ def command(
     if ranges_file is not None and (method != "minmax" or equalised):
         other = "--equalise" if equalised else "--method"
         raise UsageError(f"--ranges and {other} exclude each other: ranges are found or given")
+    if ranges_file is not None and any(rule.method for rule in config.rules):
+        raise UsageError(f"{config_file}: method and --ranges exclude each other: ranges are found or given")
     source = options.source(model, shapes, example, arch, allow, trust)
     if warning := check_scheduler(scheduler):
         console.note(warning, quiet=quiet)
