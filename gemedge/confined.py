@@ -37,6 +37,7 @@ _JOBS = (
     "gemedge.quant.job:run",
     "gemedge.quant.job:run_prepare",
     "gemedge.quant.job:run_compare",
+    "gemedge.quant.job:run_correct",
 )
 _CHILD = "gemedge.confined"
 _ALIGNMENT = 64

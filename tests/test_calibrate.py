@@ -111,6 +111,38 @@ def test_nan_within_the_model_is_named():
         calibrate(root, batches(64, x), workers=2)
 
 
+def test_infinity_made_of_finite_numbers_is_named_where_it_first_appears():
+    large = model("h = Mul(x, x) g = Neg(h) z = Relu(g)", outputs="float[batch, 4] z")
+    x = np.abs(X)
+    x[130, 2] = 1e30
+    with pytest.raises(DataError, match=re.escape("tensor 'h', element [2, 2], is inf, beyond every float32, on samp")):
+        calibrate(large, batches(64, x), workers=2)
+
+
+MASK = "float[1] low = {-inf}, float[1] zero = {0}, bool[4] hidden = {0, 1, 0, 1}, float[1] one = {1}"
+
+
+def test_minus_infinity_that_a_mask_brings_is_left_out():
+    body = "m = Where(hidden, low, zero) s = Add(x, m) t = Mul(s, one) z = Softmax(t)"
+    ranges = calibrate(model(body, outputs="float[batch, 4] z", weights=MASK), batches(64))
+    assert ranges["s"] == ranges["t"] == Range(float(X[:, ::2].min()), float(X[:, ::2].max()))
+
+
+def test_a_mask_that_hides_all_is_named():
+    body = "s = Add(x, low) z = Softmax(s)"
+    with pytest.raises(DataError, match=re.escape("tensor 'z', element [0, 0], is NaN on samples 0 to 63")):
+        calibrate(model(body, outputs="float[batch, 4] z", weights=MASK), batches(64))
+
+
+def test_another_choice_for_one_tensor():
+    whole = calibrate(NETWORK, batches(64))
+    name = list(whole)[1]
+    cut = calibrate(NETWORK, batches(64), choices={name: Choice("percentile", 90)})
+    assert cut[name].width < 0.9 * whole[name].width
+    assert {other: cut[other] for other in cut if other != name} == {o: whole[o] for o in whole if o != name}
+    assert cut.method == "minmax; another for 1 tensors"
+
+
 def test_an_index_beyond_a_table_is_named():
     table = model("z = Gather(w, x)", "int64[batch] x", "float[batch, 2] z")
     with pytest.raises(

@@ -1,6 +1,7 @@
 """gemedge quantize and gemedge simulate, as a user runs them."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,25 @@ def test_layers_and_raw_integers_on_request(trained, tmp_path):
     }
     wanted = simulate(model_file.load(made.read_bytes()), {"input": x[:20]}, layers=["1"], raw=True)
     assert all(np.array_equal(arrays[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(("name", "reach", "cut"), [("*", 1e4, False), ("0", 0.2, True)])
+def test_simulate_says_how_many_numbers_each_layer_saturated(trained, name, reach, cut, tmp_path, capsys):
+    folder, x, *_ = trained
+    made, config = tmp_path / "m.gemq", tmp_path / "c.toml"
+    config.write_text(f"[[layer]]\nname = '{name}'\nrange = [-{reach}, {reach}]\n")
+    arguments = ("--data", folder / "calib.npz", "--config", config, "-o", made, "--quiet")
+    assert gemedge("quantize", folder / "model.pt", *arguments) == 0
+    assert gemedge("simulate", made, "--data", folder / "test.npz", "--limit", "30", "--batch", "7") == 0
+    shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("saturated"))
+    model, counts = model_file.load(made.read_bytes()), Counter()
+    layer = simulate(model, {"input": x[:30]}, layers=["0"], raw=True, saturated=counts)["0"]
+    if cut:
+        at_an_end = int(((layer == -128) | (layer == 127)).sum())
+        assert 1000 < counts["0"] <= at_an_end
+        assert f" 0 {counts['0']:,} of {layer.size:,} ({counts['0'] / layer.size:.2%})" in shown
+    else:
+        assert shown.split(maxsplit=1)[1] == "none"
 
 
 def test_the_same_input_gives_the_same_file(trained, tmp_path):

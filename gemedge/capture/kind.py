@@ -20,6 +20,7 @@ class Kind(StrEnum):
     LEGACY_PICKLE = "a torch file of torch 1.5 or older"
     PICKLE = "a Python pickle without torch's archive"
     ONNX = "an ONNX model"
+    QUANTIZED = "a model in integers, which gemedge simulate runs"
     SAFETENSORS = "a safetensors file"
     NPZ = "a NumPy .npz archive"
     NPY = "a NumPy .npy array"
@@ -44,7 +45,7 @@ def kind_of(data: memoryview) -> Kind:
         return _zip_kind({entry.name for entry in directory(data)[0]})
     for kind, is_kind in _TESTS.items():
         if is_kind(head):
-            return kind
+            return Kind.QUANTIZED if kind is Kind.SAFETENSORS and _is_quantized(data) else kind
     return Kind.ONNX if _is_onnx(data) else Kind.UNKNOWN
 
 
@@ -62,6 +63,11 @@ def _zip_kind(names: set[str]) -> Kind:
 
 def _is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100_000_000
+
+
+def _is_quantized(data: memoryview) -> bool:
+    """Whether the header of a safetensors file has our mark."""
+    return b'"format":"gemedge model"' in bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
 def _is_text(head: bytes) -> bool:

@@ -1,13 +1,19 @@
 """gemedge simulate: a quantized model and data in, its outputs by integers only."""
 
 import io
+import math
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 from gemedge.cli import console
 from gemedge.errors import OutputError, about
+
+if TYPE_CHECKING:
+    from gemedge.model import QuantizedModel
 
 
 @click.command("simulate", short_help="Run a quantized model with integers only.")
@@ -52,11 +58,12 @@ def command(
     for remark in batches.notes:
         console.note(remark, quiet=quiet)
     parts: list[dict[str, np.ndarray]] = []
+    saturated: Counter[str] = Counter()
     with console.progress(f"gemedge simulate {model.name}", batches.samples, quiet=quiet) as on_progress:
         done = 0
         for given in batches:
             with about(model):
-                parts.append(simulate(quantized, given, layers=layers, raw=raw, workers=workers))
+                parts.append(simulate(quantized, given, layers=layers, raw=raw, workers=workers, saturated=saturated))
             done += len(next(iter(given.values())))
             on_progress(done)
     results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -67,4 +74,13 @@ def command(
     files.write({target: buffer.getvalue()}, force=force)
     if not quiet:
         shown = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in results.items())
-        console.print_fields([("samples", f"{done:,}"), ("arrays", shown), ("file", str(target))])
+        cut = _saturated(quantized, saturated, done)
+        console.print_fields([("samples", f"{done:,}"), ("saturated", cut), ("arrays", shown), ("file", str(target))])
+
+
+def _saturated(model: "QuantizedModel", counts: Counter[str], samples: int) -> str:
+    """How many of each layer's numbers lay beyond their format, the largest share first."""
+    totals = {name: samples * math.prod(model.tensors[model.layer(name).output].shape) for name in counts}
+    cut = sorted((name for name, count in counts.items() if count), key=lambda name: -counts[name] / totals[name])
+    told = (f"{name} {counts[name]:,} of {totals[name]:,} ({counts[name] / totals[name]:.2%})" for name in cut)
+    return ", ".join(told) or "none"

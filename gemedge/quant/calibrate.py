@@ -12,7 +12,8 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from gemedge.capture import forms, packing
-from gemedge.errors import DataError, GemedgeError, GemedgeWarning, ModelError, UnsupportedError, UsageError
+from gemedge.errors import DataError, GemedgeError, GemedgeWarning, ModelError, UnsupportedError, UsageError, reason
 from gemedge.quant.batches import Batch, Data, checked, inputs_of
 from gemedge.quant.choose import Choice, Method
 from gemedge.quant.histogram import Histogram
@@ -43,6 +44,7 @@ def calibrate(
     symmetric: bool = False,
     workers: int | None = None,
     scheduler: str = "",
+    choices: Mapping[str, Choice] = MappingProxyType({}),
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Ranges:
     """A Range for every input and every computed tensor of the graph that is float, in the graph's order.
@@ -50,8 +52,11 @@ def calibrate(
     batches: from open_data, or any iterable of {input name: array} with samples along the first axis.
     method, percentile, bits, symmetric: gemedge.quant.choose. workers: threads, None for one a processor.
     scheduler: the address of a Dask scheduler to run on instead, tls://host:port (configured as Dask documents).
-    on_progress is told how many samples are done. Infinities are left out of a range; a tensor that never takes a
-    finite number has none. Raises DataError (also where the model gives NaN), UnsupportedError or UsageError.
+    choices: another Choice for single tensors. on_progress is told how many samples are done.
+
+    Infinities that a constant brings in, as masks of attention do, are left out of a range; a tensor that never takes
+    a finite number has none. Raises DataError (also where the model makes NaN, or infinity of finite numbers),
+    UnsupportedError or UsageError.
     """
     choice = Choice(method, percentile, bits, symmetric)
     stream = iter(batches) if isinstance(batches, Data) else checked(batches, inputs_of(model))
@@ -63,9 +68,10 @@ def calibrate(
     found, samples = run(stream, on_progress)
     if samples == 0:
         raise DataError("the data has no samples")
-    ranges = {name: choice.range_of(seen) for name, seen in found.items() if seen.total}
+    ranges = {name: choices.get(name, choice).range_of(seen) for name, seen in found.items() if seen.total}
     typical = {name: found[name].typical() for name in ranges}
-    return Ranges(ranges, str(choice), samples, typical)
+    other = len(choices.keys() & ranges.keys())
+    return Ranges(ranges, f"{choice}{f'; another for {other} tensors' if other else ''}", samples, typical)
 
 
 def check_scheduler(address: str) -> str:
@@ -111,6 +117,7 @@ class _Runner:
         import onnxruntime
 
         graph, data = packed
+        self._packed = packed
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -124,7 +131,8 @@ class _Runner:
         self.inputs = [entry.name for entry in self._session.get_inputs() if entry.type in _FLOATS]
         given = set(self.inputs)
         outputs = [e.name for e in self._session.get_outputs() if e.type in _FLOATS and e.name not in given]
-        order = {name: place for place, name in enumerate(_computed(graph))}
+        self._sources = _sources(graph)
+        order = {name: place for place, name in enumerate(self._sources)}
         self.outputs = sorted(outputs, key=lambda name: order.get(name, -1))
 
     def __call__(self, batch: Batch, first: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -134,18 +142,48 @@ class _Runner:
         try:
             results = self._session.run(self.outputs, batch) if self.outputs else []
         except Exception as error:
-            raise DataError(f"the model does not run on {where}: {_first_line(error)}") from error
+            raise DataError(f"the model does not run on {where}: {reason(error)}") from error
         yield from ((name, batch[name]) for name in self.inputs)
+        infinite: set[str] = set()
         for name in self.outputs:
             array = np.asarray(results.pop(0))
-            if array.size and np.isnan(array.max()):
-                index = [int(i) for i in np.argwhere(np.isnan(array))[0]]
-                raise DataError(f"tensor {name!r}, element {index}, is NaN on {where}")
+            if array.size and not (np.isfinite(array.max()) and np.isfinite(array.min())):
+                infinite.add(name)
+                self._check(name, array, where, infinite)
             yield name, array
 
+    def _check(self, name: str, array: np.ndarray, where: str, infinite: set[str]) -> None:
+        """DataError for NaN, and for infinity that no input of the tensor's node brought."""
+        brought = name in self._constant or not (infinite | self._infinite).isdisjoint(self._sources.get(name, ()))
+        bad = np.isnan(array) if brought else ~np.isfinite(array)
+        if bad.any():
+            index = [int(i) for i in np.argwhere(bad)[0]]
+            value = array[tuple(index)]
+            told = "NaN" if np.isnan(value) else f"{value}, beyond every {array.dtype},"
+            raise DataError(f"tensor {name!r}, element {index}, is {told} on {where}")
 
-def _computed(graph: bytes) -> list[str]:
-    return [name for node in onnx.ModelProto.FromString(graph).graph.node for name in node.output]
+    @cached_property
+    def _constant(self) -> set[str]:
+        """Tensors that no input of the model reaches."""
+        reached = {entry.name for entry in self._session.get_inputs()}
+        for name, sources in self._sources.items():
+            if not reached.isdisjoint(sources):
+                reached.add(name)
+        return self._sources.keys() - reached
+
+    @cached_property
+    def _infinite(self) -> set[str]:
+        """Stored constants that hold infinity."""
+        graph, data = self._packed
+        values = packing.unpack(memoryview(graph), memoryview(data)).graph.initializers.values()
+        arrays = {value.name or "": value.const_value.numpy() for value in values if value.const_value is not None}
+        return {name for name, array in arrays.items() if array.dtype.kind == "f" and np.isinf(array).any()}
+
+
+def _sources(graph: bytes) -> dict[str, list[str]]:
+    """What each computed tensor's node reads, in the graph's order."""
+    nodes = onnx.ModelProto.FromString(graph).graph.node
+    return {name: list(node.input) for node in nodes for name in node.output}
 
 
 def _first_line(error: Exception) -> str:

@@ -121,7 +121,7 @@ class _Sum:
 
     def add(self, exact: np.ndarray, raw: np.ndarray) -> None:
         params = self.params
-        wide = exact.astype(np.float64).reshape(raw.shape)
+        wide = _batch_first(exact.astype(np.float64), raw, params)
         finite = np.isfinite(wide)
         if not finite.all():  # what a mask hides
             wide, raw = wide[finite], raw[finite]
@@ -169,3 +169,16 @@ class _Sum:
 def _counts_at(raw: np.ndarray, end: int, bounded: Bounded, side: Bounded) -> np.ndarray:
     meant = bounded in (side, "both")
     return np.zeros(raw.shape, bool) if meant else raw == end
+
+
+def _batch_first(exact: np.ndarray, raw: np.ndarray, params: QuantParams) -> np.ndarray:
+    """The float tensor with its batch on the first axis, as integers have it, which may be merged with the second.
+
+    Where the sizes allow several axes, the batch's is the one for which the numbers are nearest.
+    """
+    places = [axis for axis in range(exact.ndim) if np.moveaxis(exact, axis, 0).shape == raw.shape]
+    moved = [np.moveaxis(exact, axis, 0) for axis in places] or [exact.reshape(raw.shape)]
+    if len(moved) == 1:
+        return moved[0]
+    real = dequantize(raw, params)
+    return min(moved, key=lambda array: float(np.square(array - real).sum()))

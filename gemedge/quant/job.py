@@ -5,7 +5,7 @@ data.
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gemedge.capture import packing
 from gemedge.confined import Blobs, Phase, enter
 from gemedge.model import QuantizedModel
 from gemedge.quant.batches import inputs_of, open_data
+from gemedge.quant.bias_correction import Corrected, correct_biases
 from gemedge.quant.calibrate import calibrate
 from gemedge.quant.choose import Choice
 from gemedge.quant.compare import Comparison, TensorError, compare
@@ -41,6 +42,7 @@ class Request:
     workers: int | None = None
     scheduler: str = ""
     trust: bool = False
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 def prepare_confined(model: ir.Model, *, trust: bool = False) -> Prepared:
@@ -79,6 +81,7 @@ def calibrate_confined(model: ir.Model, request: Request, on_progress: Callable[
         "workers": request.workers,
         "scheduler": request.scheduler,
         "trust": request.trust,
+        "choices": {name: astuple(other) for name, other in request.choices.items()},
     }
 
     def on_phase(name: str) -> None:
@@ -108,6 +111,7 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
         symmetric=asked["symmetric"],
         workers=asked["workers"],
         scheduler=asked["scheduler"],
+        choices={name: Choice(*other) for name, other in asked["choices"].items()},
         on_progress=lambda done: enter(Phase(f"after {done} samples", seconds, 0)),
     )
     return {"ranges": ranges.to_json(), "typical": dict(ranges.typical)}, {}
@@ -163,6 +167,25 @@ def _heard(told: Mapping[str, Any], quantized: QuantizedModel) -> TensorError:
         exact=tuple(told["exact"]),
         found=tuple(told["found"]),
     )
+
+
+def correct_confined(model: ir.Model, quantized: QuantizedModel, request: Request) -> Corrected:
+    """`correct_biases` on the data of the request, in a child process."""
+    graph, pieces = packing.pack(model)
+    asked = {"data": os.fsencode(request.data).hex(), "batch": request.batch, "limit": request.limit}
+    blobs = {"graph": graph, "data": b"".join(pieces), "quantized": model_file.save(quantized)}
+    reply, parts = confined.call("gemedge.quant.job:run_correct", asked | {"trust": request.trust}, blobs)
+    return Corrected(model_file.load(bytes(parts["quantized"])), reply["layers"])
+
+
+def run_correct(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[str, Any], Blobs]:
+    """The child's side of correct_confined."""
+    model, quantized = packing.unpack(parts["graph"], parts["data"]), model_file.load(parts["quantized"])
+    enter(Phase("correcting", 86_400 if asked["trust"] else 600, _memory() if not asked["trust"] else 1 << 40))
+    where = Path(os.fsdecode(bytes.fromhex(asked["data"])))
+    data = open_data(where, inputs_of(model), batch=asked["batch"], limit=asked["limit"])
+    corrected = correct_biases(model, quantized, data)
+    return {"layers": corrected.layers}, {"quantized": model_file.save(corrected.model)}
 
 
 def _memory() -> int:

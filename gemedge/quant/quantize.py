@@ -13,7 +13,7 @@ from gemedge.operators import Convolution, Dense
 from gemedge.quant.formats import Formats
 from gemedge.quant.lower import elementwise, places, weighted, windows
 from gemedge.quant.lower.lowering import Handler, Lowering, Range, Real
-from gemedge.quant.lower.reading import FOLDED, name_of
+from gemedge.quant.lower.reading import FOLDED, layer_name, name_of
 
 _HANDLERS: dict[str, Handler] = {
     **weighted.HANDLERS,
@@ -49,6 +49,10 @@ def reals_of(model: ir.Model, quantized: QuantizedModel) -> dict[str, Real]:
     """
     _refuse_unsupported(model)
     schemes = {layer.name: _scheme_of(layer, quantized) for layer in quantized.layers}
+    for node in model.graph:  # what became no layer, as a Relu taken in, has the scheme of what it reads
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if producer is not None and layer_name(producer) in schemes:
+            schemes.setdefault(layer_name(node), schemes[layer_name(producer)])
     params = {tensor.name: tensor.params for tensor in quantized.tensors.values() if tensor.params is not None}
 
     def formats_of(name: str) -> Formats:
@@ -101,6 +105,6 @@ def _refuse_unsupported(model: ir.Model) -> None:
         elif node.op_type not in _HANDLERS or (node.op_type == "Div" and not known[1]):
             missing.append(node)
     if missing:
-        shown = ", ".join(f"{node.name!r} ({node.op_type})" for node in missing[:12])
+        shown = ", ".join(f"{layer_name(node)!r} ({node.op_type})" for node in missing[:12])
         more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
         raise UnsupportedError(f"no integer form for {shown}{more}")

@@ -20,7 +20,7 @@ from gemedge.model import Op, accumulator_bits, uses_gemmlowp
 from gemedge.moving import Clamp, Constant
 from gemedge.operators import Bounded, Tensor
 from gemedge.quant.formats import Formats
-from gemedge.quant.lower.reading import FOLDED, attribute, fold, name_of, only_reader
+from gemedge.quant.lower.reading import FOLDED, attribute, fold, layer_name, name_of, only_reader
 
 _PRIMES = (127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199, 211, 223, 227, 229)
 
@@ -121,7 +121,7 @@ class Lowering:
                 if not self._folded(node):
                     handlers[node.op_type](self, node)
             except GemedgeError as error:
-                raise type(error)(f"node {node.name!r} ({node.op_type}): {error}") from error
+                raise type(error)(f"node {layer_name(node)!r} ({node.op_type}): {error}") from error
 
     # Tensors and constants
 
@@ -153,7 +153,7 @@ class Lowering:
         if array is None:
             raise UnsupportedError(f"input {name_of(value)!r} is neither a tensor nor a constant")
         sample = self.sample(array, node)
-        formats = self.formats_of((node.name if node else None) or "")
+        formats = self.formats_of(layer_name(node) if node else "")
         if not np.isfinite(array).all():
             raise UnsupportedError(f"constant {name_of(value)!r} holds infinity or NaN")
         key = (name_of(value), sample.shape, formats.scheme)
@@ -222,11 +222,11 @@ class Lowering:
         if name not in self.ranges:
             raise QuantizationError(f"tensor {name!r} has no range; calibrate with data that reaches it")
         layer = node or value.producer()
-        formats = self.formats_of((layer.name if layer is not None else name) or "")
+        formats = self.formats_of(layer_name(layer) if layer is not None else name)
         return formats.params(self.ranges[name].min, self.ranges[name].max)
 
     def formats(self, node: ir.Node) -> Formats:
-        return self.formats_of(node.name or "")
+        return self.formats_of(layer_name(node))
 
     # Layers
 
@@ -301,14 +301,14 @@ class Lowering:
         return any(value is not None and name_of(value) in self.merged for value in node.inputs)
 
     def target(self, node: ir.Node, value: ir.Value | None = None) -> Target:
-        """Where a rescaling layer puts its output: behind a Relu or Clip that alone reads it, which is absorbed.
+        """Where a rescaling layer puts its output: behind a Relu or Clip of its scheme that alone reads it, absorbed.
 
         Rounding is monotone, so clamping the codes equals clamping the numbers before they are rounded.
         """
         value = value or node.outputs[0]
         reader = only_reader(value)
         bounds = None if reader is None else self._bounds(reader)
-        if reader is None or bounds is None:
+        if reader is None or bounds is None or self.formats(reader) != self.formats(node):
             return Target(value, self.params(value, node))
         self.absorbed.add(reader)
         final = reader.outputs[0]

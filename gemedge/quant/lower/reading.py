@@ -23,6 +23,11 @@ def name_of(value: ir.Value) -> str:
     return value.name or ""
 
 
+def layer_name(node: ir.Node) -> str:
+    """What a node is called: its name, or that of its first output where it has none."""
+    return node.name or name_of(node.outputs[0])
+
+
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value
