@@ -82,7 +82,7 @@ def command(
             request = Request(data, Choice("minmax", 100.0, 8, False), batch, limit, None, "", trust)
             comparison = compare_confined(prepared, quantized, request)
             on_phase("attributing")
-            found = report(prepared, quantized, comparison, next(iter(few)), _labels(labels))
+            found = report(prepared, quantized, comparison, next(iter(few)), labels_of(labels))
     cost = chip.cost(quantized)
     if html is not None:
         from gemedge.cli.report_html import page
@@ -104,7 +104,7 @@ def _refuse_another(quantized: "QuantizedModel", inputs: "tuple[Input, ...]") ->
         raise DataError(f"it takes inputs {', '.join(quantized.inputs)}; the float model takes {', '.join(names)}")
 
 
-def _labels(path: Path | None) -> np.ndarray | None:
+def labels_of(path: Path | None) -> np.ndarray | None:
     from gemedge.data import load_arrays
 
     if path is None:

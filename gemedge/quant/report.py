@@ -86,7 +86,7 @@ def report(
         layer for layer in quantized.layers if isinstance(layer, Activate) and layer.activation.family != "rational"
     ]
     saturated = {error.layer: error.saturated for error in comparison.errors}
-    noise, worst = _noise(comparison)
+    noise, worst = noise_of(comparison)
     first = next(iter(comparison.exact))
     return Report(
         scheme=quantized.scheme,
@@ -95,7 +95,7 @@ def report(
         layers=len(quantized.layers),
         sqnr=decibels(noise),
         worst=worst,
-        classes=_classes(comparison.exact[first], comparison.found[first], labels),
+        classes=classes_of(comparison.exact[first], comparison.found[first], labels),
         tensors=comparison.errors,
         attribution=attribution,
         probed=len(next(iter(probe_inputs.values()))),
@@ -104,7 +104,7 @@ def report(
     )
 
 
-def _noise(comparison: Comparison) -> tuple[float, tuple[int, float]]:
+def noise_of(comparison: Comparison) -> tuple[float, tuple[int, float]]:
     """The outputs' noise over their signal, and the sample with the most of it."""
     ratios, by_sample = [], []
     for name, exact in comparison.exact.items():
@@ -118,7 +118,7 @@ def _noise(comparison: Comparison) -> tuple[float, tuple[int, float]]:
     return float(np.mean(ratios)), (place, decibels(float(worst[place])))
 
 
-def _classes(exact: np.ndarray, found: np.ndarray, labels: np.ndarray | None) -> Classes | None:
+def classes_of(exact: np.ndarray, found: np.ndarray, labels: np.ndarray | None) -> Classes | None:
     if exact.ndim != 2 or exact.shape[1] < 2:
         if labels is not None:
             raise DataError(f"labels need an output of class scores [samples, classes], not {list(exact.shape)}")
