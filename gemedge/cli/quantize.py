@@ -215,7 +215,7 @@ def command(
         console.print_json(_summary(quantized, errors, target, len(content)) | told)
     elif not quiet:
         if front is not None:
-            quantize_budget.print_front(front)
+            quantize_budget.print_front(front, [path for path in written if path != target])
         _print(quantized, errors, target, len(content), steps)
 
 

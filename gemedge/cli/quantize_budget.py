@@ -1,6 +1,6 @@
 """gemedge quantize --budget: the search for formats per layer, its front as a table and as a figure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,10 +97,14 @@ class Asked:
         return figure_bytes(figure, self.plot.suffix[1:])
 
 
-def print_front(front: "Front") -> None:
+def print_front(front: "Front", beside: Sequence[Path]) -> None:
+    """The front, whose last row was taken, and the files written beside the model."""
     rows = [_row(candidate) for candidate in front.candidates]
     header = ("layers with 16 bits, cheapest choice first", "flash", "RAM", "SQNR, dB", "accuracy")
     console.print_table(header, rows)
+    console.print_fields(
+        [("taken", f"the last row, of {front.measured} measured"), *(("file", str(p)) for p in beside)]
+    )
 
 
 def _row(candidate: "Candidate") -> tuple[str, ...]:
