@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+
 from gemedge.errors import FormatError, PromiseError
 from gemedge.model import Op, QuantizedModel
 from gemedge.moving import Clamp, Constant, Reshape
@@ -33,7 +35,7 @@ _ONE_TO_ONE = (Activate, Lookup, Interpolate, Clamp, Combine, GemmlowpSum, Multi
 _BY_ROWS = (Softmax, LayerNormalization)  # each row is read before it is written, or as it is
 _IN_PLACE = (*_ONE_TO_ONE, *_BY_ROWS)
 _INDEX_BYTES = 4  # of a number without a format, which is an index
-_ROUNDS = 24  # of putting what lies on top first
+_TRIES, _WORK = 2000, 4_000_000  # orders tried beyond the first ones, and times the square of how many things lie there
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,25 +293,23 @@ _ORDERS: tuple[Callable[[_Span], tuple[int, ...]], ...] = (
 
 
 def _pack(spans: Sequence[_Span]) -> list[int]:
-    """An offset for each span: the best of several greedy orders, then of orders that put first what lay on top."""
+    """An offset for each span: the best of several greedy orders, then of orders with one span moved at a time."""
     bound = _most_live(spans, max((span.last for span in spans), default=0))
-    best: list[int] = []
-    best_size, best_order = math.inf, []
-    for key in _ORDERS:
-        order = sorted(range(len(spans)), key=lambda i: key(spans[i]))
-        offsets = _greedy(spans, order)
-        if (size := _top(spans, offsets)) < best_size:
-            best, best_size, best_order = offsets, size, order
-    order, offsets = best_order, best
-    for _ in range(_ROUNDS if len(spans) <= 256 else 0):
-        if best_size == bound:
+    orders = [sorted(range(len(spans)), key=lambda i: key(spans[i])) for key in _ORDERS]
+    found = [_greedy(spans, order) for order in orders]
+    least = min(range(len(orders)), key=lambda i: _top(spans, found[i]))
+    order, offsets = orders[least], found[least]
+    random = np.random.default_rng(0)
+    for _ in range(min(_TRIES, _WORK // max(1, len(spans)) ** 2)):
+        if _top(spans, offsets) == bound:
             break
-        top = max(order, key=lambda i: offsets[i] + spans[i].size)
-        order = [top, *(i for i in order if i != top)]
-        offsets = _greedy(spans, order)
-        if (size := _top(spans, offsets)) < best_size:
-            best, best_size = offsets, size
-    return best
+        taken, put = random.integers(len(order), size=2)
+        other = list(order)
+        other.insert(put, other.pop(taken))
+        tried = _greedy(spans, other)
+        if _top(spans, tried) <= _top(spans, offsets):
+            order, offsets = other, tried
+    return offsets
 
 
 def _greedy(spans: Sequence[_Span], order: Sequence[int]) -> list[int]:

@@ -54,8 +54,9 @@ class Budget:
         return cls(found.get("flash"), found.get("ram"))
 
     def share(self, cost: Estimate) -> float:
-        """How much of the budget a network takes: of flash or of RAM, whichever is more."""
-        return max(used / limit for used, limit in self._pairs(cost))
+        """How much of the budget a network takes, the mean of flash and RAM where both are named."""
+        pairs = self._pairs(cost)
+        return sum(used / limit for used, limit in pairs) / len(pairs)
 
     def growth(self, before: Estimate, after: Estimate) -> float:
         """The shares that it takes more, summed."""
