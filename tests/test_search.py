@@ -103,6 +103,8 @@ def test_the_layer_that_needs_16_bits_is_found_and_beats_what_costs_as_much(netw
     budget = Budget(needed.flash.value, needed.ram.value)
     front = search(network, budget).run("sqnr")
     assert "fine" in front.chosen.wide
+    assert all(candidate.cost.flash.value <= budget.flash for candidate in front.candidates)
+    assert all(candidate.cost.ram.value <= budget.ram for candidate in front.candidates)
     others = [{"first"}, {"act"}, {"more"}, {"act2"}, {"head"}, {"x"}]
     affordable = [score.sqnr for found, score in (cost(network, wide) for wide in others)
                   if found.flash.value <= budget.flash and found.ram.value <= budget.ram]  # fmt: skip
