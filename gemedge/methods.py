@@ -66,20 +66,31 @@ class _Counting(Arithmetic):
 
 def _costs(kernel: FixedActivation) -> tuple[int, int, int]:
     """Flash bytes of the constants, multiplies and look-ups of the dearest element."""
-    width = kernel.out_params.bits // 8
     if kernel.constants.table:
-        return 256 * width, 0, 1
+        return constant_bytes(kernel), 0, 1
     pieces = [piece for side in kernel.constants.sides for piece in side.pieces]
     multiplies = 0
     for piece in pieces:
         counting = _Counting()
         piece.rounded(np.array([piece.start]), counting)
         multiplies = max(multiplies, len(counting.calls))
+    fractions = shares_reciprocals(kernel)
+    return constant_bytes(kernel) + SHARED_BYTES * fractions, multiplies, int(fractions)
+
+
+def constant_bytes(kernel: FixedActivation) -> int:
+    """Flash bytes of a kernel's own constants: its table, or the terms, pieces, sides and exceptions of its code."""
+    if kernel.constants.table:
+        return 256 * kernel.out_params.bits // 8
+    pieces = [piece for side in kernel.constants.sides for piece in side.pieces]
     polynomials = [p for piece in pieces for p in (piece.plus, piece.minus, piece.above, piece.below) if p]
     terms = sum(1 for p in polynomials for mantissa in p.mantissas if mantissa)
-    fractions = any(piece.form != "affine" for piece in pieces)
-    flash = 8 * terms + 16 * len(pieces) + 8 * len(kernel.constants.sides) + 6 * len(kernel.constants.exceptions)
-    return flash + SHARED_BYTES * fractions, multiplies, int(fractions)
+    return 8 * terms + 16 * len(pieces) + 8 * len(kernel.constants.sides) + 6 * len(kernel.constants.exceptions)
+
+
+def shares_reciprocals(kernel: FixedActivation) -> bool:
+    """Whether the kernel reads the table of reciprocals, SHARED_BYTES, that a program holds once."""
+    return any(piece.form != "affine" for side in kernel.constants.sides for piece in side.pieces)
 
 
 def _table_method(kernel: FixedActivation, name: str, entries: int, interpolation: Any, multiplies: int) -> Method:

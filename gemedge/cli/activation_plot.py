@@ -22,7 +22,7 @@ def check_plot(path: Path) -> None:
     """Refuse now what could not be drawn later."""
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot {path}: it must end in .png, .svg or .pdf")
-    _pyplot()
+    pyplot_of()
 
 
 def draw(kernel: FixedActivation, methods: "Sequence[Method]", kind: str) -> bytes:
@@ -32,7 +32,7 @@ def draw(kernel: FixedActivation, methods: "Sequence[Method]", kind: str) -> byt
     x = (raw.astype(np.float64) - source.zero_point) * source.scale
     value = kernel.activation.derivative(x, 0, side="left")
     ideal = np.clip(value / target.scale + target.zero_point, target.raw_min, target.raw_max)
-    pyplot = _pyplot()
+    pyplot = pyplot_of()
     figure, axes = pyplot.subplots(3, 1, figsize=(9, 11), sharex=True, layout="constrained")
     axes[0].plot(x, value, color="0.6", linewidth=4, label="exact")
     given = (methods[0].outputs - float(target.zero_point)) * target.scale
@@ -56,12 +56,12 @@ def draw(kernel: FixedActivation, methods: "Sequence[Method]", kind: str) -> byt
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(loc="upper left", fontsize=8)
-    return _bytes(figure, kind)
+    return figure_bytes(figure, kind)
 
 
 def draw_sweep(rows: "Sequence[dict[str, Any]]", kind: str) -> bytes:
     """Largest error of the 513-entry table, in LSB, over epsilon and n for each pair of formats."""
-    pyplot = _pyplot()
+    pyplot = pyplot_of()
     from matplotlib.colors import LogNorm
 
     pairs = list(dict.fromkeys((row["in"], row["out"]) for row in rows))
@@ -84,22 +84,22 @@ def draw_sweep(rows: "Sequence[dict[str, Any]]", kind: str) -> bytes:
         fontsize=9,
     )
     figure.colorbar(image)
-    return _bytes(figure, kind)
+    return figure_bytes(figure, kind)
 
 
 def _number(value: Any) -> float:
     return float("nan") if value in ("", None) else float(value)
 
 
-def _bytes(figure: Any, kind: str) -> bytes:
+def figure_bytes(figure: Any, kind: str) -> bytes:
     buffer = io.BytesIO()
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     figure.savefig(buffer, format=kind, dpi=130, metadata=metadata)
-    _pyplot().close(figure)
+    pyplot_of().close(figure)
     return buffer.getvalue()
 
 
-def _pyplot() -> Any:
+def pyplot_of() -> Any:
     try:
         import matplotlib
     except ImportError as error:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemedge.cli import console, options
+from gemedge.cli import console, options, quantize_budget
 from gemedge.errors import DataError, UsageError, about
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _ROWS = 10
 _COMPARED = 256  # samples
+_PROBED = 16  # samples that gains are estimated on
 
 
 @click.command("quantize", short_help="Turn a model into integers, with data to find its ranges.")
@@ -42,6 +43,13 @@ _COMPARED = 256  # samples
 @click.option(
     "--bias-correction", "corrected", is_flag=True, help="Move biases to the float model's means, and say what it did."
 )
+@click.option("--budget", metavar="SIZES", help="Find formats per layer: flash=64k, ram=32k or flash=64k,ram=32k.")
+@click.option(
+    "--metric", type=click.Choice(["sqnr", "accuracy"]), default="sqnr", show_default=True, help="What --budget seeks."
+)
+@click.option("--labels", type=click.Path(path_type=Path), help="A .npy file with the class of each sample.")
+@click.option("--target", "chip", default="cortex-m4", show_default=True, help="For --budget, as for gemedge report.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw what --budget found: .png, .svg or .pdf.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: MODEL with .gemq]")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N samples only.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Samples in one run.")
@@ -66,6 +74,11 @@ def command(
     ranges_file: Path | None,
     equalised: bool,
     corrected: bool,
+    budget: str | None,
+    metric: str,
+    labels: Path | None,
+    chip: str,
+    plot: Path | None,
     output: Path | None,
     limit: int | None,
     batch: int,
@@ -80,7 +93,7 @@ def command(
     from gemedge.capture import capture
     from gemedge.data import open_regular, reading
     from gemedge.quant import lint
-    from gemedge.quant.batches import inputs_of, samples_of
+    from gemedge.quant.batches import inputs_of, open_data, samples_of
     from gemedge.quant.bias_correction import CORRECTED
     from gemedge.quant.calibrate import check_scheduler
     from gemedge.quant.choose import METHODS, Choice
@@ -90,16 +103,29 @@ def command(
     from gemedge.quant.prepare import OPSET
     from gemedge.quant.quantize import check_supported, quantize
     from gemedge.quant.ranges import Ranges
+    from gemedge.quant.search import to_toml
 
     target = output or model.with_suffix(".gemq")
     inputs = tuple(path for path in (model, data, example, ranges_file, config_file) if path is not None)
     files.refuse_existing(target, force=force, inputs=inputs)
     config, chosen, law = _settings(config_file, scheme, rounding)
+    asked = None
+    if budget is not None:
+        if config_file or equalised or corrected:
+            raise UsageError("--budget finds formats: --config, --equalise and --bias-correction exclude it")
+        asked = quantize_budget.Asked(budget, metric, labels, chip, plot, limit)
+        chosen = "int8" if chosen in ("int8", "int16x8") else "q7"
+        for path in (target.with_suffix(".layers.toml"), *([plot] if plot else [])):
+            files.refuse_existing(path, force=force, inputs=inputs)
+    elif labels or plot:
+        raise UsageError("--labels and --plot belong to --budget")
     bits = 8 if chosen in ("int8", "q7") else 16
     choice = Choice(next(known for known in METHODS if known == method), percentile, bits, chosen != "int8")
     if ranges_file is not None and (method != "minmax" or equalised):
         other = "--equalise" if equalised else "--method"
         raise UsageError(f"--ranges and {other} exclude each other: ranges are found or given")
+    if ranges_file is not None and any(rule.method for rule in config.rules):
+        raise UsageError(f"{config_file}: method and --ranges exclude each other: ranges are found or given")
     source = options.source(model, shapes, example, arch, allow, trust)
     if warning := check_scheduler(scheduler):
         console.note(warning, quiet=quiet)
@@ -120,21 +146,22 @@ def command(
     request = Request(data, choice, batch, limit, workers, scheduler, trust, choices)
     few = replace(request, limit=min(limit or _COMPARED, _COMPARED))
 
-    def integers(graph: "ir.Model") -> "tuple[QuantizedModel, tuple[TensorError, ...]]":
-        """The graph in integers, and how far they are from it."""
+    weak: list[str] = []
+
+    def calibrated(graph: "ir.Model") -> Ranges:
         if ranges_file is not None:
             with reading(ranges_file), open_regular(ranges_file) as opened:
                 text = opened.read()
             with about(ranges_file):
-                ranges = Ranges.from_json(text)
-        else:
-            with about(model), console.progress(title, samples, quiet=quiet or as_json) as on_progress:
-                ranges = calibrate_confined(graph, request, on_progress)
+                return Ranges.from_json(text)
+        with about(model), console.progress(title, samples, quiet=quiet or as_json) as on_progress:
+            return calibrate_confined(graph, request, on_progress)
+
+    def integers(graph: "ir.Model") -> "tuple[QuantizedModel, tuple[TensorError, ...]]":
+        """The graph in integers, and how far they are from it."""
+        ranges = calibrated(graph)
         with about(model):
-            if graph is prepared.model:
-                findings.extend(weak := lint.of_ranges(graph, ranges, Formats(chosen)))
-                for remark in weak:
-                    console.note(remark, quiet=quiet)
+            weak[:] = lint.of_ranges(graph, ranges, Formats(chosen))
             asked: set[str] = set()
 
             def scheme_of(layer: str) -> "Scheme | None":
@@ -147,7 +174,20 @@ def command(
                 console.note(f"{config_file}: {remark}", quiet=quiet)
             return made, compare_confined(graph, made, few).errors
 
+    front = None
+    if asked is not None:
+        ranges = calibrated(prepared.model)
+        probe = next(iter(open_data(data, inputs_of(prepared.model), batch=_PROBED, limit=_PROBED)))
+        seen = few if asked.labels is None else request
+        with about(model), console.phases(f"{title}: searching", quiet=quiet or as_json):
+            front = asked.search(
+                prepared.model, ranges, chosen, law, probe, lambda made: compare_confined(prepared.model, made, seen)
+            )
+        config = front.config  # and from here on as with --config, which therefore gives the same file
+        request = replace(request, choices=config.choices(prepared.model, choice, chosen))
     quantized, errors = integers(prepared.model)
+    if asked is not None:
+        asked.require(quantized)
     steps: list[_Step] = []
     graph = prepared.model
     if equalised:
@@ -164,14 +204,22 @@ def command(
             quantized = replace(moved.model, notes=(*quantized.notes, CORRECTED))
             errors = compare_confined(graph, quantized, few).errors
         steps.append(_Step("bias correction", f"{moved.layers} layers", *_effect(quantized, before, errors)))
+    for remark in weak:
+        console.note(remark, quiet=quiet)
     content = model_file.save(quantized)
-    files.write({target: content}, force=force)
+    written = {target: content}
+    if asked is not None and front is not None:
+        written[target.with_suffix(".layers.toml")] = to_toml(front.config).encode()
+        if plot is not None:
+            written[plot] = asked.figure(front)
+    files.write(written, force=force)
     if as_json:
-        console.print_json(
-            _summary(quantized, errors, target, len(content))
-            | {"steps": [asdict(s) for s in steps], "findings": findings}
-        )
+        told: dict[str, Any] = {} if front is None else {"front": quantize_budget.front_as_json(front)}
+        told |= {"steps": [asdict(s) for s in steps], "findings": [*findings, *weak]}
+        console.print_json(_summary(quantized, errors, target, len(content)) | told)
     elif not quiet:
+        if front is not None:
+            quantize_budget.print_front(front, [path for path in written if path != target])
         _print(quantized, errors, target, len(content), steps)
 
 
@@ -214,9 +262,7 @@ def _decibels(value: float | None) -> str:
     return "exact" if value is None else f"{value:.1f}"
 
 
-def _effect(
-    quantized: "QuantizedModel", before: "tuple[TensorError, ...]", after: "tuple[TensorError, ...]"
-) -> tuple[Any, Any]:
+def _effect(quantized: "QuantizedModel", before: "tuple[TensorError, ...]", after: "tuple[TensorError, ...]") -> Any:
     def of(errors: "tuple[TensorError, ...]") -> dict[str, float | None]:
         return {error.tensor: _finite(error.sqnr) for error in errors}
 

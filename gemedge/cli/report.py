@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from gemedge.cli import console, options
-from gemedge.errors import DataError, about
+from gemedge.cli import console, options, report_targets
+from gemedge.errors import DataError, PromiseError, about
 
 if TYPE_CHECKING:
     from gemedge.model import QuantizedModel
@@ -23,6 +23,9 @@ _PROBED = 16  # samples that the attribution runs on
 @click.argument("quantized_file", metavar="QUANTIZED", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="As for gemedge simulate.")
 @click.option("--labels", type=click.Path(path_type=Path), help="A .npy file with the class of each sample.")
+@click.option("--target", help="Say what it costs on this CPU: cortex-m4, cortex-m0plus, rv32imc, avr ...")
+@click.option("--flash", metavar="SIZE", help="Of that chip, such as 256k: exit status 1 where it does not fit.")
+@click.option("--ram", metavar="SIZE", help="Likewise.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write one self-contained page here.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first N samples only.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Samples in one run.")
@@ -39,6 +42,9 @@ def command(
     quantized_file: Path,
     data: Path,
     labels: Path | None,
+    target: str | None,
+    flash: str | None,
+    ram: str | None,
     html: Path | None,
     limit: int | None,
     batch: int,
@@ -58,10 +64,11 @@ def command(
     from gemedge.quant.quantize import reals_of
     from gemedge.quant.report import check_labels, report
 
+    chip = report_targets.Chip(target, flash, ram)
     if html is not None:
         inputs_given = tuple(path for path in (model, quantized_file, data, labels, example) if path is not None)
         files.refuse_existing(html, force=force, inputs=inputs_given, option="--html")
-    classes = _labels(labels, limit) if labels is not None else None
+    classes = labels_of(labels, limit) if labels is not None else None
     with about(quantized_file):
         quantized = model_file.load(open_bytes(quantized_file))
     title = f"gemedge report {quantized_file.name}"
@@ -87,14 +94,20 @@ def command(
         on_phase("attributing")
         with about(quantized_file):
             found = report(prepared, quantized, comparison, next(iter(few)), classes)
+    cost = chip.cost(quantized)
     if html is not None:
         from gemedge.cli.report_html import page
 
-        files.write({html: page(found, model.name, quantized_file.name).encode()}, force=force)
+        section = "" if cost is None else report_targets.section(cost.estimate, cost.plan, cost.fit)
+        files.write({html: page(found, model.name, quantized_file.name, section).encode()}, force=force)
     if as_json:
-        console.print_json(found.as_json())
+        console.print_json(found.as_json() | ({} if cost is None else {"target": cost.as_json()}))
     elif not quiet:
         _print(found, html)
+        if cost is not None:
+            cost.print()
+    if cost is not None and not cost.fit.holds:
+        raise PromiseError(f"{quantized_file} does not fit: {cost.fit.text}")
 
 
 def _refuse_another(quantized: "QuantizedModel", inputs: "tuple[Input, ...]") -> None:
@@ -103,7 +116,7 @@ def _refuse_another(quantized: "QuantizedModel", inputs: "tuple[Input, ...]") ->
         raise DataError(f"it takes inputs {', '.join(quantized.inputs)}; the float model takes {', '.join(names)}")
 
 
-def _labels(path: Path, limit: int | None) -> np.ndarray:
+def labels_of(path: Path, limit: int | None = None) -> np.ndarray:
     """The one array of the file, of as many samples as are taken; what it must be, the report checks."""
     from gemedge.data import load_arrays
 

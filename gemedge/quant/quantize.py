@@ -50,6 +50,10 @@ def reals_of(model: ir.Model, quantized: QuantizedModel) -> dict[str, Real]:
     """
     check_supported(model)
     schemes = {layer.name: _scheme_of(layer, quantized) for layer in quantized.layers}
+    for node in model.graph:  # what became no layer, as a Relu taken in, has the scheme of what it reads
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if producer is not None and layer_name(producer) in schemes:
+            schemes.setdefault(layer_name(node), schemes[layer_name(producer)])
     params = {tensor.name: tensor.params for tensor in quantized.tensors.values() if tensor.params is not None}
 
     def formats_of(name: str) -> Formats:

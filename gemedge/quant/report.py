@@ -104,7 +104,7 @@ def report(
         layer for layer in quantized.layers if isinstance(layer, Activate) and layer.activation.family != "rational"
     ]
     saturated = {error.layer: error.saturated for error in comparison.errors}
-    noise, place, share = _noise(comparison)
+    noise, place, share = noise_of(comparison)
     first = next(iter(comparison.exact))
     shown = [
         tuple(float(x) for x in side[first][place].reshape(-1)[:_MOST_SHOWN])
@@ -118,7 +118,7 @@ def report(
         operators={layer.name: type(layer).__name__ for layer in quantized.layers},
         sqnr=decibels(noise),
         worst=Worst(place, decibels(share), *shown),
-        classes=_classes(comparison.exact[first], comparison.found[first], labels),
+        classes=classes_of(comparison.exact[first], comparison.found[first], labels),
         tensors=comparison.errors,
         attribution=attribution,
         probed=len(next(iter(probe_inputs.values()))),
@@ -127,7 +127,7 @@ def report(
     )
 
 
-def _noise(comparison: Comparison) -> tuple[float, int, float]:
+def noise_of(comparison: Comparison) -> tuple[float, int, float]:
     """The outputs' noise over their signal, the sample with the most of it, and how much that sample has."""
     ratios, by_sample = [], []
     for name, exact in comparison.exact.items():
@@ -155,7 +155,7 @@ def check_labels(labels: np.ndarray, scores: np.ndarray) -> None:
         raise DataError(f"{label}; the classes are 0 to {scores.shape[1] - 1}")
 
 
-def _classes(exact: np.ndarray, found: np.ndarray, labels: np.ndarray | None) -> Classes | None:
+def classes_of(exact: np.ndarray, found: np.ndarray, labels: np.ndarray | None) -> Classes | None:
     if labels is not None:
         check_labels(labels, exact)
     if exact.ndim != 2 or exact.shape[1] < 2:
