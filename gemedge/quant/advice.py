@@ -94,7 +94,7 @@ def _for_layer(probe: Probe, name: str, saturated: float) -> Iterator[_Trial]:
             name,
             "weights",
             "16-bit weights",
-            f"{_quoted(name)} rounds its weights to 8 bits: 16-bit weights",
+            f"{_quoted(name)} rounds its weights to 8 bits: 16 bits for them",
             probe.error(_less(name, "weights")),
         )
     if isinstance(layer, Interpolate | Lookup):
