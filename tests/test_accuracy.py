@@ -4,10 +4,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import independent
 import numpy as np
 import pytest
 import torch
 
+from gemedge import model_file
 from gemedge.capture import capture_module
 from gemedge.fixed import Rounding
 from gemedge.nn import EGEM, GEM, SEGEM
@@ -57,6 +59,23 @@ def test_trained_networks_keep_their_classes_in_integers(trained, scheme):
     agreement, decibels = bars[scheme]
     assert (outputs.argmax(1) == logits.argmax(1)).mean() >= agreement
     assert 10 * np.log10(np.square(logits).sum() / np.square(outputs - logits).sum()) > decibels
+
+
+@pytest.mark.parametrize("scheme", BARS)
+def test_a_second_reading_of_the_demos_network_gives_the_same_integers(scheme):
+    torch.manual_seed(0)
+    images, labels, test_images, _ = mnist.load()
+    model = mnist.cnn(partial(GEM, 1))
+    mnist.train(model, images[:1000], labels[:1000], epochs=1)
+    found = capture_module(model, test_images[:1]).model
+    name = found.graph.inputs[0].name
+    ranges = calibrate(found, [{name: images[:200].numpy()}], workers=1)
+    quantized = quantize(found, ranges, scheme=scheme, rounding=Rounding.SINGLE)
+    few = {name: test_images[:2].numpy()}
+    ours = simulate(quantized, few, layers=[layer.name for layer in quantized.layers], raw=True)
+    theirs = independent.run(model_file.save(quantized), few)
+    for layer in quantized.layers:
+        np.testing.assert_array_equal(ours[layer.name], np.broadcast_to(theirs[layer.output], ours[layer.name].shape))
 
 
 def test_the_networks_are_trained(trained):

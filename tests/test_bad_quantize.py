@@ -320,3 +320,24 @@ def running(process: subprocess.Popen, sign: Path) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def test_names_with_slashes_and_of_numpys_options_are_written_and_read(folder, capsys):
+    body = (
+        '<ir_version: 8, opset_import: ["": 18]>\ng (float[batch, 4] x) => (float[batch, 4] file)\n{{ file = Neg(x) }}'
+    )
+    written(folder / "n.onnx", body.replace("{{", "{").replace("}}", "}"))
+    np.save("n.npy", np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4))
+    assert gemedge("quantize", "n.onnx", "--data", "n.npy", "--quiet") == 0, capsys.readouterr()
+    assert gemedge("simulate", "n.gemq", "--data", "n.npy", "--layer", "file", "--quiet") == 0, capsys.readouterr()
+    found = np.load("n.out.npz")
+    assert {name: str(found[name].dtype) for name in found} == {"file": "float32", "file.raw": "int8"}
+
+
+@pytest.mark.parametrize("scheme", ["int8", "q7", "int16x8"])
+def test_ranges_without_a_scale_are_refused_naming_the_tensor(scheme, folder, capsys):
+    written(folder / "m.onnx", TEXT.format(shape="batch, 4"), w=np.eye(4, dtype=np.float32), b=np.zeros(4, np.float32))
+    np.save("d.npy", np.full((3, 4), 1e-44, np.float32))
+    assert gemedge("quantize", "m.onnx", "--data", "d.npy", "--scheme", scheme, "-o", "t.gemq", "--quiet") == 5
+    assert "leaves no float32 scale" in capsys.readouterr().err
+    assert not Path("t.gemq").exists()

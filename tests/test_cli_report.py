@@ -82,7 +82,9 @@ def test_the_terminal_shows_the_headline_first(folder, capsys):
     assert re.fullmatch(r"outputs  \d\d\.\d dB SQNR over 20 samples", outputs)
     assert re.fullmatch(r"top-1    \d+\.\d\d% the same as float; right \d+\.\d\d%, float \d+\.\d\d%", classes)
     assert re.fullmatch(r"worst    sample \d+, \d+\.\d dB", worst)
-    assert re.fullmatch(r"causes   kernel -?\d+%, saturation -?\d+%, rounding -?\d+%, weights -?\d+%", causes)
+    assert re.fullmatch(
+        r"causes   kernel -?\d+%, saturation -?\d+%, rounding -?\d+%, weights -?\d+%, multipliers -?\d+%", causes
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,3 +264,16 @@ def test_the_page_of_a_deep_network_opens_in_two_seconds(deep, tmp_path):
     script = "document.body.getBoundingClientRect();window.told=performance.now()"
     _, milliseconds = browser(deep, tmp_path, script)
     assert milliseconds < 2000
+
+
+def test_integers_that_equal_the_floats_have_no_causes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = """<ir_version: 8, opset_import: ["": 18]>
+g (float[batch, 4] x) => (float[batch, 4] z) <float[4] b = {-50, -50, -50, -50}> { a = Add(x, b) z = Relu(a) }"""
+    onnx.save(onnx.parser.parse_model(text), "dead.onnx")
+    np.save("d.npy", np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32))
+    assert gemedge("quantize", "dead.onnx", "--data", "d.npy", "--quiet") == 0
+    capsys.readouterr()
+    assert gemedge("report", "dead.onnx", "dead.gemq", "--data", "d.npy") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^causes +none$", printed, re.MULTILINE), printed

@@ -21,7 +21,7 @@ from gemedge.fixed import Rounding
 from gemedge.model import SCHEMES
 from gemedge.quant.choose import Choice
 from gemedge.quant.config import Config, Rule
-from gemedge.quant.quantize import quantize
+from gemedge.quant.quantize import quantize, reals_of
 from gemedge.quant.ranges import Range
 from gemedge.quant.simulate import simulate
 
@@ -74,6 +74,20 @@ def test_one_kind_of_layer_in_another_width(network, kind, scheme, other):
     made = [quantized.tensors[layer.output] for layer in quantized.layers if layer.name in names]
     assert made
     assert all(tensor.quantized.bits == bits for tensor in made)
+
+
+def test_the_float_constants_of_any_two_schemes_are_found_again(network):
+    model, ranges, *_ = network
+    for one, other in itertools.permutations(SCHEMES, 2):
+        rule = dict.fromkeys([node.name for node in model.graph][::2], other)
+        quantized = quantize(model, ranges, scheme=one, rounding=Rounding.SINGLE, scheme_of=rule.get)
+        weighted = [layer.name for layer in quantized.layers if hasattr(layer, "weight")]
+        reals = reals_of(model, quantized)
+        assert len(weighted) >= 3
+        for name in weighted:
+            codes = quantized.layer(name).weight
+            scales = reals[name].scales.reshape(-1, *[1] * (codes.ndim - 1))
+            assert np.abs(codes * scales - reals[name].weight).max() <= 0.51 * scales.max(), (one, other, name)
 
 
 def test_a_relu_of_another_scheme_is_a_layer_of_its_own(network):

@@ -212,7 +212,9 @@ def test_accuracy_is_sought_with_labels(files, tmp_path, capsys):
         (("--budget", "flash=64k", "--equalise"), 2, "exclude it"),
         (("--budget", "flash=64k", "--plot", "front.txt"), 2, "it must end in .png, .svg or .pdf"),
         (("--budget", "flash=64k", "--target", "z80"), 2, "target 'z80' is not one of"),
-        (("--plot", "front.png"), 2, "--labels and --plot belong to --budget"),
+        (("--plot", "front.png"), 2, "--target and --plot belong to --budget"),
+        (("--target", "avr"), 2, "--target and --plot belong to --budget"),
+        (("--budget", "flash=64k", "--scheme", "int16x8"), 2, "begins with 8 bits"),
     ],
 )
 def test_what_cannot_be_is_one_line(files, tmp_path, options, status, message, capsys):

@@ -80,7 +80,7 @@ def test_an_error_is_that_of_the_first_part_that_fails(monkeypatch):
         raise DataError("the first part")
 
     model, x = quantized(), images()
-    marked = module._entered(model.tensors[model.inputs[0]], x[0])
+    marked = module.entered(model, {model.inputs[0]: x[:1]}, Counter())[model.inputs[0]][0]
     monkeypatch.setattr(module, "run", failing)
     with pytest.raises(DataError, match="the first part"):
         simulate(model, {"x": x}, workers=2)
@@ -91,7 +91,7 @@ def test_what_is_kept_for_a_model_goes_with_it():
     before = len(evaluate._KEPT)
     model = quantized()
     simulate(model, {"x": images()})
-    assert len(evaluate._KEPT) == before + 1
+    assert len(evaluate._KEPT) > before
     del model
     gc.collect()
     assert len(evaluate._KEPT) == before

@@ -114,11 +114,12 @@ def command(
         if config_file or equalised or corrected:
             raise UsageError("--budget finds formats: --config, --equalise and --bias-correction exclude it")
         asked = quantize_budget.Asked(budget, metric, labels, chip, plot, limit)
-        chosen = "int8" if chosen in ("int8", "int16x8") else "q7"
+        if chosen not in ("int8", "q7"):
+            raise UsageError(f"--budget begins with 8 bits and widens layers: --scheme int8 or q7, not {chosen}")
         for path in (target.with_suffix(".layers.toml"), *([plot] if plot else [])):
             files.refuse_existing(path, force=force, inputs=inputs)
-    elif labels or plot:
-        raise UsageError("--labels and --plot belong to --budget")
+    elif labels or plot or any(_is_given(name) for name in ("chip", "metric")):
+        raise UsageError("--labels, --metric, --target and --plot belong to --budget")
     bits = 8 if chosen in ("int8", "q7") else 16
     choice = Choice(next(known for known in METHODS if known == method), percentile, bits, chosen != "int8")
     if ranges_file is not None and (method != "minmax" or equalised):
@@ -161,17 +162,17 @@ def command(
         """The graph in integers, and how far they are from it."""
         ranges = calibrated(graph)
         with about(model):
-            weak[:] = lint.of_ranges(graph, ranges, Formats(chosen))
-            asked: set[str] = set()
+            schemes_asked: set[str] = set()
 
             def scheme_of(layer: str) -> "Scheme | None":
-                asked.add(layer)
+                schemes_asked.add(layer)
                 return config.scheme_of(layer)
 
             found = {**ranges, **config.ranges(graph)}
             made = quantize(graph, found, scheme=chosen, rounding=law, scheme_of=scheme_of)
-            for remark in config.unheeded(graph, made, asked) if graph is prepared.model else ():
+            for remark in config.unheeded(graph, made, schemes_asked) if graph is prepared.model else ():
                 console.note(f"{config_file}: {remark}", quiet=quiet)
+            weak[:] = lint.of_ranges(graph, ranges, Formats(chosen), made.tensors)
             return made, compare_confined(graph, made, few).errors
 
     front = None
@@ -221,6 +222,10 @@ def command(
         if front is not None:
             quantize_budget.print_front(front, [path for path in written if path != target])
         _print(quantized, errors, target, len(content), steps)
+
+
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def _settings(file: Path | None, scheme: str | None, rounding: str | None) -> "tuple[Config, Scheme, Rounding]":

@@ -137,14 +137,16 @@ def _print(found: "Report", html: Path | None) -> None:
             shown += f"; right {classes.accuracy:.2%}, float {classes.float_accuracy:.2%}"
         fields.append(("top-1", shown))
     fields.append(("worst", f"sample {found.worst.sample}, {found.worst.sqnr:.1f} dB"))
-    parts = [f"{cause} {forward / attribution.noise:.0%}" for cause, (forward, _) in attribution.causes.items()]
-    fields.append(("causes", ", ".join(parts) if attribution.noise else "none"))
+    shares: dict[str, float] = {cause: forward for cause, (forward, _) in attribution.causes.items()}
+    shares |= {"multipliers": attribution.rescaling}
+    parts = [f"{cause} {share / attribution.noise:.0%}" for cause, share in shares.items() if attribution.noise]
+    fields.append(("causes", ", ".join(parts) or "none"))
     if html is not None:
         fields.append(("page", str(html)))
     console.print_fields(fields)
-    console.print_table(
-        ("what to change, best first", "gain, dB"), [(a.text, f"{a.gain:.1f}") for a in found.advice[:_ROWS]]
-    )
+    advice = [(a.text, f"{a.gain:.1f}") for a in found.advice[:_ROWS]]
+    if advice:
+        console.print_table(("what to change, best first", "gain, dB"), advice)
     rows = [
         (
             error.layer,

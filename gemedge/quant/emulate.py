@@ -172,6 +172,10 @@ def _table(op: Lookup | Interpolate, given: Arrays, place: Place) -> np.ndarray:
 
 
 def _sum(op: Combine | GemmlowpSum, given: Arrays, place: Place) -> np.ndarray:
+    """Sums and differences; one tensor alone is multiplied by a number, which its mantissa tells."""
+    if len(given) == 1:
+        factor = float(op.mantissa.flat[0]) / 2.0 ** int(op.shift.flat[0])
+        return given[0] * factor * place.made.quantized.scale / place.tensors[0].quantized.scale
     signs = np.sign(op.mantissa[: len(given)])
     parts = [sign * aligned(x, place.made) for x, sign in zip(given, signs, strict=True)]
     return sum(parts[1:], parts[0])

@@ -11,6 +11,7 @@ from gemedge.model import Scheme
 _ACTIVATION_BITS = {"int8": 8, "q7": 8, "int16x8": 16, "q15": 16}
 _WEIGHT_BITS = {"int8": 8, "q7": 8, "int16x8": 8, "q15": 16}
 _POWER_OF_TWO = {"q7", "q15"}
+_LEAST, _MOST = 1e-32, 1e32  # of a range: its scale, and a product of two, stay float32 numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Formats:
         if not np.isfinite([low, high]).all():
             raise QuantizationError(f"range {low} to {high} must be finite")
         largest = max(-low, high) or 1.0
+        if not _LEAST < largest < _MOST:
+            raise QuantizationError(f"range {low:.4g} to {high:.4g} leaves no float32 scale; give another")
         if self.affine:
             scale = float(np.float32(((high - low) or 1.0) / 255))
             zero_point = int(np.clip(np.rint(-128 - low / scale), -128, 127))

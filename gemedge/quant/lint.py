@@ -1,5 +1,7 @@
 """What will cost accuracy, or be refused, said before the work of quantizing: one line for each finding."""
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from gemedge.capture import forms, schema
@@ -24,10 +26,14 @@ def of_graph(prepared: Prepared) -> list[str]:
     return lines
 
 
-def of_ranges(model: ir.Model, ranges: Ranges, formats: Formats) -> list[str]:
-    """What the ranges say of a model in the formats of a scheme: tensors that vanish in them, activations that do."""
+def of_ranges(model: ir.Model, ranges: Ranges, formats: Formats, kept: Collection[str] | None = None) -> list[str]:
+    """What the ranges say of a model in the formats of a scheme: tensors that vanish in them, activations that do.
+
+    kept: the tensors that are there in integers; others, such as masks that a Softmax takes in, are not judged.
+    """
     known = {value.name for node in model.graph for value in node.outputs} | {v.name for v in model.graph.inputs}
-    lines = [line for name in ranges if name in known and (line := _of_range(name, ranges, formats))]
+    judged = [name for name in ranges if name in known and (kept is None or name in kept)]
+    lines = [line for name in judged if (line := _of_range(name, ranges, formats))]
     return [*lines, *_of_epsilons(model, ranges, formats)]
 
 

@@ -56,13 +56,19 @@ def reals_of(model: ir.Model, quantized: QuantizedModel) -> dict[str, Real]:
             schemes.setdefault(layer_name(node), schemes[layer_name(producer)])
     params = {tensor.name: tensor.params for tensor in quantized.tensors.values() if tensor.params is not None}
 
-    def formats_of(name: str) -> Formats:
-        return Formats(schemes.get(name, quantized.scheme))
+    def lowered() -> tuple[QuantizedModel, dict[str, Real]]:
+        formats = {name: Formats(scheme) for name, scheme in schemes.items()}
+        default = Formats(quantized.scheme)
+        lowering = Lowering(model, {}, lambda name: formats.get(name, default), quantized.rounding, params)
+        return _lowered(lowering, quantized.scheme)
 
     try:
-        again, reals = _lowered(Lowering(model, {}, formats_of, quantized.rounding, params), quantized.scheme)
+        again, reals = lowered()
+        if others := [b.name for a, b in zip(again.layers, quantized.layers, strict=False) if not _same_numbers(a, b)]:
+            schemes.update({name: _OF_SAME_WIDTH[schemes[name]] for name in others})
+            again, reals = lowered()
     except QuantizationError as error:
-        raise ModelError(f"the quantized model is of another network: {error}") from error
+        raise ModelError("the quantized model is of another network: its layers do not fit this one's") from error
     for ours, theirs in zip_longest(again.layers, quantized.layers):
         if isinstance(ours, Activate) and isinstance(theirs, Lookup | Interpolate) and ours.name == theirs.name:
             reals[ours.name] = Real(function=ours.activation)  # a table in place of the kernel
@@ -86,8 +92,12 @@ def _same_numbers(ours: Op, theirs: Op) -> bool:
     return a.shape == b.shape and int(np.abs(a.astype(np.int64) - b.astype(np.int64)).max(initial=0)) <= 1
 
 
+# Widths do not tell an affine scheme from that of the same widths whose scales are powers of two; weights do.
+_OF_SAME_WIDTH: dict[Scheme, Scheme] = {"int8": "q7", "q7": "int8", "int16x8": "q15", "q15": "int16x8"}
+
+
 def _scheme_of(layer: Op, quantized: QuantizedModel) -> Scheme:
-    """The scheme that a layer's widths show."""
+    """A scheme that a layer's widths allow."""
     params = quantized.tensors[layer.output].params
     if isinstance(layer, Convolution | Dense) and layer.weight.dtype == np.int16:
         return "q15"

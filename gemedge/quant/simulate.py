@@ -35,10 +35,11 @@ def simulate(
     """The model's outputs, dequantized to float32, for a batch of float inputs by name.
 
     inputs: arrays [batch, *shape]; a lone input may have any name. layers: names of layers whose integers are
-    wanted too. raw gives the outputs' integers. saturated: adds for each layer and input how many of its
-    numbers lay beyond their format. workers: threads, None for one a processor, each with a few samples
-    at a time; the results are the same whatever their number. (BLAS has threads of its own, which gain nothing here:
-    set OMP_NUM_THREADS=1.) Raises DataError for inputs that do not fit, naming the input, and UsageError.
+    wanted too, with `.raw` behind a name that is an output's. raw gives the outputs' integers. saturated: adds for
+    each layer and input how many of its numbers lay beyond their format. workers: threads, None for one a processor,
+    each with a few samples at a time; the results are the same whatever their number. (BLAS has threads of its own,
+    which gain nothing here: set OMP_NUM_THREADS=1.) Raises DataError for inputs that do not fit, naming the input,
+    and UsageError.
     """
     wanted = {name: model.layer(name).output for name in layers}
     keep = {*wanted.values(), *model.outputs.values()}
@@ -64,7 +65,9 @@ def simulate(
             name: dequantize(results[name], model.tensors[tensor].quantized).astype(np.float32)
             for name, tensor in model.outputs.items()
         }
-    return results | {name: integers[tensor] for name, tensor in wanted.items()}
+    for name, tensor in wanted.items():
+        results[name if raw or name not in results else f"{name}.raw"] = integers[tensor]
+    return results
 
 
 def _in_order(part: Callable[[int], Part], starts: range, workers: int | None) -> list[Part]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from gemedge.errors import GemedgeError, QuantizationError, UnsupportedError
+from gemedge.errors import GemedgeError, QuantizationError, UnsupportedError, about
 from gemedge.fixed import Multiplier, QuantParams, Rounding, scaling
 from gemedge.fixed import quantize as to_integers
 from gemedge.model import Op, accumulator_bits, uses_gemmlowp
@@ -223,7 +223,8 @@ class Lowering:
             raise QuantizationError(f"tensor {name!r} has no range; calibrate with data that reaches it")
         layer = node or value.producer()
         formats = self.formats_of(layer_name(layer) if layer is not None else name)
-        return formats.params(self.ranges[name].min, self.ranges[name].max)
+        with about(f"tensor {name!r}"):
+            return formats.params(self.ranges[name].min, self.ranges[name].max)
 
     def formats(self, node: ir.Node) -> Formats:
         return self.formats_of(layer_name(node))
