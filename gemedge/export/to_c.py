@@ -1,0 +1,294 @@
+"""A network in integers as C: constants, calls in order, and the hand-written header that they call.
+
+No text of the model gets into the C: identifiers are `L<layer>_<operator>_<role>`, symbols derive from a name that
+is reduced to letters and digits, and the names of layers stand in one table, every odd byte of them escaped.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+
+from gemedge import arena
+from gemedge.errors import DataError, UnsupportedError
+from gemedge.export.c_layers import Layers, bytes_per, is_moved, kind
+from gemedge.export.layout import in_memory, orders
+from gemedge.model import QuantizedModel
+from gemedge.moving import Reshape
+from gemedge.operators import Shape, Tensor
+
+ALIGNMENT = 4
+_LONGEST_SYMBOL = 40
+_LONGEST_NAME = 200  # bytes of a layer's name that are shown
+_COMPILE = "cc -std=c99 -O2 -c model.c"
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Integers [samples, *shape] by name, as simulate takes and gives them: a self-test's inputs and outputs."""
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+
+def to_c(model: QuantizedModel, name: str, vectors: Vectors | None = None) -> dict[str, bytes]:
+    """The files model.h, model.c, gemedge.h, README.md, and with vectors test_vectors.h: the same bytes each time.
+
+    name: what symbols begin with, once reduced to letters and digits. UnsupportedError names a layer without C.
+    """
+    for tensor in model.tensors.values():
+        if tensor.params is not None and tensor.params.bits > 16:
+            raise UnsupportedError(f"tensor {tensor.name!r} has {tensor.params.bits} bits; C takes 8 and 16")
+    written = _Model(model, symbol(name))
+    runtime = resources.files("gemedge.export").joinpath("c_runtime", "gemedge.h").read_bytes()
+    files = {"model.h": written.header(), "model.c": written.source(), "README.md": written.readme()}
+    if vectors is not None:
+        files["test_vectors.h"] = written.test_vectors(vectors)
+    return {file: text.encode("ascii") for file, text in files.items()} | {"gemedge.h": runtime}
+
+
+def symbol(name: str) -> str:
+    """What the C's symbols begin with: lower-case letters, digits and underscores, a letter first."""
+    reduced = re.sub(r"[^a-z0-9]+", "_", name.lower(), flags=re.ASCII).strip("_")[:_LONGEST_SYMBOL]
+    return reduced if reduced[:1].isalpha() else f"m_{reduced}".rstrip("_")
+
+
+def escaped(name: str) -> str:
+    """A C string's inside: letters, digits and a few signs as they are, every other byte as three octal digits."""
+    content = name.encode("utf-8", "surrogateescape")[:_LONGEST_NAME]
+    return "".join(chr(b) if re.match(rb"[A-Za-z0-9_./ -]", bytes([b])) else f"\\{b:03o}" for b in content)
+
+
+@dataclass(frozen=True, slots=True)
+class _Border:
+    """A tensor that the caller hands over or is given: its C parameter, and what its macros begin with."""
+
+    tensor: Tensor
+    order: Shape
+    parameter: str
+    macro: str
+    direction: str
+    offset: int
+
+    @property
+    def ctype(self) -> str:
+        return f"int{8 * bytes_per(self.tensor)}_t"
+
+    @property
+    def declaration(self) -> str:
+        return f"{'const ' if self.direction == 'INPUT' else ''}{self.ctype} *{self.parameter}"
+
+    @property
+    def macros(self) -> list[str]:
+        params = self.tensor.params
+        shape = [self.tensor.shape[axis] for axis in self.order]
+        values = {"SIZE": str(math.prod(shape)), "BITS": str(8 * bytes_per(self.tensor)), "RANK": str(len(shape))}
+        values["SHAPE"] = f"{{{', '.join(map(str, shape))}}}"
+        values["AXES"] = f"{{{', '.join(map(str, self.order))}}}"
+        if params is not None:
+            scale = str(np.float32(params.scale))
+            values["SCALE"] = f"{scale}f"
+            values["ZERO_POINT"] = f"({params.zero_point})"
+        return [f"#define {self.macro}_{key} {value}" for key, value in values.items()]
+
+
+class _Model:
+    def __init__(self, model: QuantizedModel, name: str) -> None:
+        self.model, self.name, self.upper = model, name, name.upper()
+        self.orders = orders(model)
+        moved = [
+            layer.name for layer in model.layers if isinstance(layer, Reshape) and is_moved(model, self.orders, layer)
+        ]
+        self.plan = arena.plan(model, alignment=ALIGNMENT, moved=moved)
+        arena.check(self.plan, model)
+        self.offsets = {placement.tensor: placement.offset for placement in self.plan.placements}
+        self.inputs = self._borders("INPUT", model.inputs)
+        self.outputs = self._borders("OUTPUT", tuple(model.outputs.values()))
+
+    def _borders(self, direction: str, names: tuple[str, ...]) -> list[_Border]:
+        short = "in" if direction == "INPUT" else "out"
+        many = len(names) > 1
+        return [
+            _Border(
+                self.model.tensors[name],
+                self.orders[name],
+                f"{short}{i if many else ''}",
+                f"{self.upper}_{direction}{f'_{i}' if many else ''}",
+                direction,
+                self.offsets[name],
+            )
+            for i, name in enumerate(names)
+        ]
+
+    @property
+    def borders(self) -> list[_Border]:
+        return [*self.inputs, *self.outputs]
+
+    @property
+    def parameters(self) -> str:
+        return ", ".join(["void *arena", "size_t size", *(border.declaration for border in self.borders)])
+
+    def header(self) -> str:
+        macros = "\n\n".join("\n".join(border.macros) for border in self.borders)
+        return f"""/* Generated by gemedge. README.md says how to use it. */
+
+#ifndef {self.upper}_MODEL_H
+#define {self.upper}_MODEL_H
+
+#include "gemedge.h"
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+/* Bytes that a run needs, and what their address must be a multiple of. */
+#define {self.upper}_ARENA_SIZE {max(self.plan.size, 1)}
+#define {self.upper}_ARENA_ALIGNMENT {ALIGNMENT}
+#define {self.upper}_LAYERS {len(self.model.layers)}
+
+/* SHAPE and AXES are in the order of memory: AXES names the axis of the model, less its batch, that lies there. */
+{macros}
+
+/* GEMEDGE_OK, or what is wrong with the arguments; then nothing was written, or where GEMEDGE_INDEX_OUTSIDE is given,
+   only the arena. */
+int {self.name}_run({self.parameters});
+
+#ifdef GEMEDGE_OBSERVE
+/* The same, and shows the numbers of each layer that makes any, as soon as they are made. */
+int {self.name}_run_observed({self.parameters},
+    void (*observe)(int layer, const void *data, size_t bytes, void *context), void *context);
+
+/* The layer's name in the model it was made from, "" where there is no such layer; long names are cut. */
+const char *{self.name}_layer_name(int layer);
+#endif
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+    def source(self) -> str:
+        layers = Layers(self.model, self.orders, self.plan)
+        calls = [self._layer(layers, index) for index in range(len(self.model.layers))]
+        checks = " || ".join(f"!{border.parameter}" for border in self.borders)
+        copies_in = "".join(
+            f"    memcpy(memory + {b.offset}, {b.parameter}, {arena.bytes_of(b.tensor)});\n" for b in self.inputs
+        )
+        copies_out = "".join(
+            f"    memcpy({b.parameter}, memory + {b.offset}, {arena.bytes_of(b.tensor)});\n" for b in self.outputs
+        )
+        names = "".join(f'        "{escaped(layer.name)}",\n' for layer in self.model.layers)
+        arguments = ", ".join(["arena", "size", *(border.parameter for border in self.borders)])
+        return f"""/* Generated by gemedge. */
+
+#include "model.h"
+
+{layers.constants.text}
+
+#ifdef GEMEDGE_OBSERVE
+#define SEEN(layer, data, bytes) if (observe) observe(layer, data, bytes, context)
+int {self.name}_run_observed({self.parameters},
+    void (*observe)(int layer, const void *data, size_t bytes, void *context), void *context)
+#else
+#define SEEN(layer, data, bytes) (void)0
+int {self.name}_run({self.parameters})
+#endif
+{{
+    uint8_t *const memory = (uint8_t *)arena;
+    if (!arena || {checks}) {{
+        return GEMEDGE_NULL_POINTER;
+    }}
+    if (size < {self.upper}_ARENA_SIZE) {{
+        return GEMEDGE_ARENA_TOO_SMALL;
+    }}
+    if ((uintptr_t)arena & ({self.upper}_ARENA_ALIGNMENT - 1u)) {{
+        return GEMEDGE_ARENA_MISALIGNED;
+    }}
+{copies_in}{"".join(calls)}{copies_out}    return GEMEDGE_OK;
+}}
+
+#ifdef GEMEDGE_OBSERVE
+int {self.name}_run({self.parameters}) {{
+    return {self.name}_run_observed({arguments}, 0, 0);
+}}
+
+const char *{self.name}_layer_name(int layer) {{
+    static const char *const names[] = {{
+{names}        ""}};
+    return names[layer >= 0 && layer < {self.upper}_LAYERS ? layer : {self.upper}_LAYERS];
+}}
+#endif
+"""
+
+    def _layer(self, layers: Layers, index: int) -> str:
+        layer = self.model.layers[index]
+        call = layers.call(index, layer)
+        body = f"    {{ /* {index}: {kind(layer)} */\n        {call}\n    }}\n" if call else ""
+        if layer.output in self.offsets:
+            count = arena.bytes_of(self.model.tensors[layer.output])
+            body += f"    SEEN({index}, memory + {self.offsets[layer.output]}, {count});\n"
+        return body
+
+    def test_vectors(self, vectors: Vectors) -> str:
+        lines, samples = [], 0
+        for names, borders, given in (
+            (self.model.inputs, self.inputs, vectors.inputs),
+            (tuple(self.model.outputs), self.outputs, vectors.outputs),
+        ):
+            for name, border in zip(names, borders, strict=True):
+                array = given.get(name)
+                if array is None or array.shape[1:] != border.tensor.shape or (samples and len(array) != samples):
+                    raise DataError(f"test vectors for {name!r} do not fit its shape {list(border.tensor.shape)}")
+                samples = len(array)
+                laid = [str(int(v)) for sample in array for v in in_memory(sample, border.order)]
+                rows = [", ".join(laid[i : i + 20]) for i in range(0, len(laid), 20)]
+                title = f"static const {border.ctype} {border.macro}_VECTORS[{len(laid)}]"
+                lines.append(f"{title} = {{\n    {','.join(f'{row}' for row in rows)}}};\n".replace(",", ", "))
+        body = "\n".join(lines)
+        return f"""/* Generated by gemedge: inputs one sample after another, and the outputs that the model must give. */
+
+#ifndef {self.upper}_TEST_VECTORS_H
+#define {self.upper}_TEST_VECTORS_H
+
+#include <stdint.h>
+
+#define {self.upper}_TEST_VECTORS {samples}
+
+{body}
+#endif
+"""
+
+    def readme(self) -> str:
+        rows = "".join(f"- `{b.declaration}`: {_described(b)}\n" for b in self.borders)
+        return f"""# {self.name}
+
+C99 without malloc, float or division in its kernels. Compile `model.c` beside your code:
+
+    {_COMPILE}
+
+and call
+
+    #include "model.h"
+    static uint32_t arena[({self.upper}_ARENA_SIZE + 3) / 4];
+    int status = {self.name}_run(arena, sizeof arena, {", ".join(b.parameter for b in self.borders)});
+
+It gives `GEMEDGE_OK`, or an error code of `gemedge.h`. A run keeps nothing: one arena serves several models in turn,
+and each thread can have one of its own. Numbers lie in the order of these shapes, the last axis side by side:
+
+{rows}
+The arena takes {self.plan.size} bytes. With `-DGEMEDGE_OBSERVE` there is also `{self.name}_run_observed`, which shows
+each layer's numbers.
+"""
+
+
+def _described(border: _Border) -> str:
+    shape = [border.tensor.shape[axis] for axis in border.order]
+    axes = "" if border.order == tuple(range(len(shape))) else f", which is axes {list(border.order)} of the model's"
+    params = border.tensor.params
+    meaning = "indices" if params is None else f"each stands for {np.float32(params.scale)} * (q - {params.zero_point})"
+    return f"{shape}{axes}; {meaning}"
