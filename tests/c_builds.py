@@ -13,7 +13,7 @@ from gemedge.export.layout import orders
 from gemedge.model import QuantizedModel
 from gemedge.quant.evaluate import stored_type
 
-STRICT = "-std=c99 -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Werror".split()
+STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Werror"]
 _OBSERVER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _MARGIN = 64  # bytes around arena and outputs that must stay as they are
 _MARK = 0xA5

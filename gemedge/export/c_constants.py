@@ -42,7 +42,7 @@ class Constants:
         """The name of an array of these numbers in their order."""
         numbers = [int(value) for value in (values.reshape(-1) if isinstance(values, np.ndarray) else values)]
         form = (lambda value: f"{value}u") if ctype == "uint32_t" else number
-        return self._define(role, ctype, f"[{len(numbers)}]", "{" + _wrapped([form(value) for value in numbers]) + "}")
+        return self._define(role, ctype, f"[{len(numbers)}]", "{" + wrapped([form(value) for value in numbers]) + "}")
 
     def structure(self, role: str, kind: str, value: str) -> str:
         """The name of a `struct gemedge_<kind>` of this value."""
@@ -51,7 +51,7 @@ class Constants:
     def loops(self, role: str, loops: Loops) -> str:
         """The address of the loops."""
         sizes = self.array(f"{role}_size", "uint32_t", loops.sizes)
-        moves = self.array(f"{role}_step", "uint32_t", [s % (1 << 32) for operand in loops.steps for s in operand])
+        moves = self.array(f"{role}_step", "uint32_t", [s for operand in loops.steps for s in operand])
         value = f"{{{len(loops.sizes)}, {len(loops.steps)}, {sizes}, {moves}}}"
         return "&" + self.structure(role, "loops", value)
 
@@ -82,7 +82,8 @@ class Constants:
             return "{0, 0}"
         terms = zip(polynomial.mantissas, polynomial.exponents, strict=True)
         written = [f"{{{number(mantissa)}, {exponent}}}" for mantissa, exponent in terms]
-        return f"{{{self._define(name, 'struct gemedge_term', f'[{len(written)}]', '{' + _wrapped(written) + '}')}, {len(written)}}}"  # noqa: E501
+        array = self._define(name, "struct gemedge_term", f"[{len(written)}]", "{" + wrapped(written) + "}")
+        return f"{{{array}, {len(written)}}}"
 
     def _define(self, role: str, ctype: str, size: str, value: str) -> str:
         key = (ctype + size, value)
@@ -96,9 +97,9 @@ class Constants:
         return self._names[key]
 
 
-def _wrapped(written: list[str]) -> str:
+def wrapped(texts: Iterable[str]) -> str:
     """Comma-separated, in lines of bounded width."""
-    lines = [""]
+    lines, written = [""], list(texts)
     for i, text in enumerate(written):
         piece = text + ("," if i + 1 < len(written) else "")
         if len(lines[-1]) + len(piece) + 1 > _WIDTH:

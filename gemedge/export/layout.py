@@ -31,8 +31,8 @@ from gemedge.operators import (
 )
 
 _LAST = (Convolution, MaxPool, AveragePool, RawAveragePool)
-_ALIKE = (Activate, Lookup, Interpolate, Combine, GemmlowpSum, Multiply, Choose, Concatenate, Clamp)
-_ALIKE += (Softmax, LayerNormalization, Take, Pad, Spread)
+_ONE_TO_ONE = (Activate, Lookup, Interpolate, Combine, GemmlowpSum, Multiply, Choose, Concatenate, Clamp)
+_ALIKE = (*_ONE_TO_ONE, Softmax, LayerNormalization, Take, Pad, Spread)
 
 
 def orders(model: QuantizedModel) -> dict[str, Shape]:

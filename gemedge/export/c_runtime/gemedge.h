@@ -145,7 +145,7 @@ static inline uint64_t gemedge_root(uint64_t value) {
 /* 2. Loops over tensors in memory */
 
 /* Loops of size[0] by size[1] ... by size[rank - 1], the last one inside. Each operand moves by step[operand * rank +
-   axis] elements; steps and addresses are taken modulo 2^32, so a step may go back. */
+   axis] elements. */
 struct gemedge_loops {
     uint8_t rank;
     uint8_t operands;
