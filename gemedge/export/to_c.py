@@ -4,7 +4,6 @@ No text of the model gets into the C: identifiers are `L<layer>_<operator>_<role
 is reduced to letters and digits, and the names of layers stand in one table, every odd byte of them escaped.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +13,17 @@ import numpy as np
 
 from gemedge import arena
 from gemedge.errors import DataError, UnsupportedError
+from gemedge.export.c_borders import Border, described
 from gemedge.export.c_constants import number, wrapped
 from gemedge.export.c_layers import call
 from gemedge.export.c_moving import is_moved
-from gemedge.export.c_writer import Writer, bytes_per, kind
+from gemedge.export.c_writer import Writer, kind
 from gemedge.export.layout import in_memory, orders
 from gemedge.model import QuantizedModel
 from gemedge.moving import Reshape
-from gemedge.operators import Shape, Tensor
 
 ALIGNMENT = 4
+FILES = ("model.h", "model.c", "gemedge.h", "README.md")
 _LONGEST_SYMBOL = 40
 _LONGEST_NAME = 200  # bytes of a layer's name that are shown
 _COMPILE = "cc -std=c99 -O2 -c model.c"
@@ -53,6 +53,11 @@ def to_c(model: QuantizedModel, name: str, vectors: Vectors | None = None) -> di
     return {file: text.encode("ascii") for file, text in files.items()} | {"gemedge.h": runtime}
 
 
+def arena_size(model: QuantizedModel) -> int:
+    """The bytes that a run needs."""
+    return _Model(model, "").arena_size
+
+
 def symbol(name: str) -> str:
     """What the C's symbols begin with: lower-case letters, digits and underscores, a letter first."""
     reduced = re.sub(r"[^a-z0-9]+", "_", name.lower(), flags=re.ASCII).strip("_")[:_LONGEST_SYMBOL]
@@ -63,39 +68,6 @@ def escaped(name: str) -> str:
     """A C string's inside: letters, digits and a few signs as they are, every other byte as three octal digits."""
     content = name.encode("utf-8", "surrogateescape")[:_LONGEST_NAME]
     return "".join(chr(b) if re.match(rb"[A-Za-z0-9_./ -]", bytes([b])) else f"\\{b:03o}" for b in content)
-
-
-@dataclass(frozen=True, slots=True)
-class _Border:
-    """A tensor that the caller hands over or is given: its C parameter, and what its macros begin with."""
-
-    tensor: Tensor
-    order: Shape
-    parameter: str
-    macro: str
-    direction: str
-    offset: int
-
-    @property
-    def ctype(self) -> str:
-        return f"int{8 * bytes_per(self.tensor)}_t"
-
-    @property
-    def declaration(self) -> str:
-        return f"{'const ' if self.direction == 'INPUT' else ''}{self.ctype} *{self.parameter}"
-
-    @property
-    def macros(self) -> list[str]:
-        params = self.tensor.params
-        shape = [self.tensor.shape[axis] for axis in self.order]
-        values = {"SIZE": str(math.prod(shape)), "BITS": str(8 * bytes_per(self.tensor)), "RANK": str(len(shape))}
-        values["SHAPE"] = f"{{{', '.join(map(str, shape))}}}"
-        values["AXES"] = f"{{{', '.join(map(str, self.order))}}}"
-        if params is not None:
-            scale = str(np.float32(params.scale))
-            values["SCALE"] = f"{scale}f"
-            values["ZERO_POINT"] = f"({params.zero_point})"
-        return [f"#define {self.macro}_{key} {value}" for key, value in values.items()]
 
 
 class _Model:
@@ -111,11 +83,11 @@ class _Model:
         self.inputs = self._borders("INPUT", model.inputs)
         self.outputs = self._borders("OUTPUT", tuple(model.outputs.values()))
 
-    def _borders(self, direction: str, names: tuple[str, ...]) -> list[_Border]:
+    def _borders(self, direction: str, names: tuple[str, ...]) -> list[Border]:
         short = "in" if direction == "INPUT" else "out"
         many = len(names) > 1
         return [
-            _Border(
+            Border(
                 self.model.tensors[name],
                 self.orders[name],
                 f"{short}{i if many else ''}",
@@ -127,7 +99,11 @@ class _Model:
         ]
 
     @property
-    def borders(self) -> list[_Border]:
+    def arena_size(self) -> int:
+        return max(self.plan.size, 1)
+
+    @property
+    def borders(self) -> list[Border]:
         return [*self.inputs, *self.outputs]
 
     @property
@@ -148,7 +124,7 @@ extern "C" {{
 #endif
 
 /* Bytes that a run needs, and what their address must be a multiple of. */
-#define {self.upper}_ARENA_SIZE {max(self.plan.size, 1)}
+#define {self.upper}_ARENA_SIZE {self.arena_size}
 #define {self.upper}_ARENA_ALIGNMENT {ALIGNMENT}
 #define {self.upper}_LAYERS {len(self.model.layers)}
 
@@ -270,7 +246,7 @@ const char *{self.name}_layer_name(int layer) {{
 """
 
     def readme(self) -> str:
-        rows = "".join(f"- `{b.declaration}`: {_described(b)}\n" for b in self.borders)
+        rows = "".join(f"- `{b.declaration}`: {described(b)}\n" for b in self.borders)
         return f"""# {self.name}
 
 C99 without malloc, float or division in its kernels. Compile `model.c` beside your code:
@@ -290,11 +266,3 @@ and each thread can have one of its own. Numbers lie in the order of these shape
 The arena takes {self.plan.size} bytes. With `-DGEMEDGE_OBSERVE` there is also `{self.name}_run_observed`, which shows
 each layer's numbers.
 """
-
-
-def _described(border: _Border) -> str:
-    shape = [border.tensor.shape[axis] for axis in border.order]
-    axes = "" if border.order == tuple(range(len(shape))) else f", which is axes {list(border.order)} of the model's"
-    params = border.tensor.params
-    meaning = "indices" if params is None else f"each stands for {np.float32(params.scale)} * (q - {params.zero_point})"
-    return f"{shape}{axes}; {meaning}"

@@ -666,13 +666,13 @@ static inline void gemedge_reorder(const void *in, const struct gemedge_loops *f
 /* The parts at these places of the middle axis of [outer, axis, inner]. */
 static inline void gemedge_take(const void *in, const uint32_t *places, uint32_t count, uint32_t axis, uint32_t outer,
                                 uint32_t inner, void *out, unsigned bytes) {
-    uint32_t i, j;
+    const uint32_t size = inner * bytes;
     uint8_t *to = (uint8_t *)out;
+    uint32_t i, j;
     for (i = 0; i < outer; i++) {
         for (j = 0; j < count; j++) {
-            const size_t at = ((size_t)i * axis + places[j]) * inner * bytes;
-            memcpy(to, (const uint8_t *)in + at, (size_t)inner * bytes);
-            to += (size_t)inner * bytes;
+            memcpy(to, (const uint8_t *)in + (i * axis + places[j]) * size, (size_t)size);
+            to += size;
         }
     }
 }
