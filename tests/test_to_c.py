@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from networks import NETWORKS
 from test_arena import networks
-from test_operators import GRAPHS
+from test_operators import GRAPHS, Graph, i64, normal
 from test_simulate import MAKERS
 
 import gemedge.nn as gnn
@@ -79,10 +79,73 @@ def test_every_layer_has_the_simulators_integers(network, scheme, rounding, tmp_
     assert compare(model, given, Built(model, tmp_path), samples=2) >= 3
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+IMAGE = {"x": normal(2, 4, 9, 11)}
+CONVOLVED = {"w": normal(6, 4, 2, 3), "b": normal(6)}
+CHANNELS_LAST = {  # what each kernel does where the numbers of a row do not lie side by side
+    "dilated unevenly": Graph(
+        "y = Conv <dilations = [3, 2], strides = [1, 2], pads = [1, 0, 2, 3]> (x, w, b)", IMAGE, CONVOLVED
+    ),
+    "depthwise dilated unevenly": Graph(
+        "y = Conv <dilations = [2, 3], strides = [2, 1], pads = [0, 2, 3, 1], group = 4> (x, w)",
+        IMAGE,
+        {"w": normal(4, 1, 3, 2)},
+    ),
+    "signal dilated": Graph(
+        "y = Conv <dilations = [2], strides = [2], pads = [3, 1]> (x, w)",
+        {"x": normal(2, 3, 17)},
+        {"w": normal(5, 3, 4)},
+    ),
+    "largest of uneven windows": Graph(
+        "y = MaxPool <kernel_shape = [2, 3], strides = [3, 2], pads = [1, 0, 0, 2]> (x)", IMAGE
+    ),
+    "mean of uneven windows": Graph(
+        "y = AveragePool <kernel_shape = [3, 2], strides = [2, 3], pads = [0, 1, 2, 0]> (x)", IMAGE
+    ),
+    "mean with its padding": Graph(
+        "y = AveragePool <kernel_shape = [3, 2], pads = [2, 1, 0, 0], count_include_pad = 1> (x)", IMAGE
+    ),
+    "softmax": Graph("c = Conv (x, w, b) y = Softmax <axis = -1> (c)", IMAGE, CONVOLVED),
+    "layer norm": Graph(
+        "c = Conv (x, w, b) y = LayerNormalization (c, g, h)",
+        IMAGE,
+        CONVOLVED | {"g": normal(9), "h": normal(9)},
+    ),
+    "product": Graph("c = Conv (x, w, b) t = Transpose <perm = [0, 1, 3, 2]> (c) y = MatMul (c, t)", IMAGE, CONVOLVED),
+    "dense": Graph("c = Conv (x, w, b) y = MatMul (c, k)", IMAGE, CONVOLVED | {"k": normal(9, 5)}),
+    "broadcast": Graph(
+        "c = Conv (x, w, b) d = Add (c, k) e = Mul (d, m) y = Sub (e, c)",
+        IMAGE,
+        CONVOLVED | {"k": normal(6, 1, 9), "m": normal(8, 1)},
+    ),
+    "chosen": Graph(
+        "c = Conv (x, w, b) y = Where (q, c, k)",
+        IMAGE,
+        CONVOLVED | {"q": np.arange(54).reshape(6, 1, 9) % 3 == 0, "k": normal(8, 1)},
+    ),
+    "side by side along the width": Graph(
+        "c = Conv (x, w, b) d = Relu (c) y = Concat <axis = 3> (c, d, c)", IMAGE, CONVOLVED
+    ),
+    "places of the height in any order": Graph(
+        "c = Conv (x, w, b) y = Gather <axis = 2> (c, i)", IMAGE, CONVOLVED | {"i": i64(3, 0, 5, 5, 1)}
+    ),
+    "channels backwards": Graph(
+        "c = Conv (x, w, b) y = Slice (c, from, to, axes, step)",
+        IMAGE,
+        CONVOLVED | {"from": i64(-1), "to": i64(-99), "axes": i64(1), "step": i64(-2)},
+    ),
+    "axes turned": Graph("c = Conv (x, w, b) y = Transpose <perm = [0, 3, 1, 2]> (c)", IMAGE, CONVOLVED),
+    "shape that nothing divides": Graph(
+        "c = Conv (x, w, b) y = Reshape (c, s)", IMAGE, CONVOLVED | {"s": i64(0, 27, 16)}
+    ),
+    "padded": Graph("c = Conv (x, w, b) y = Pad (c, p)", IMAGE, CONVOLVED | {"p": i64(0, 1, 2, 0, 0, 2, 0, 3)}),
+}
+ALL_GRAPHS = GRAPHS | {f"channels last: {name}": graph for name, graph in CHANNELS_LAST.items()}
+
+
+@pytest.mark.parametrize("name", ALL_GRAPHS)
 @pytest.mark.parametrize(("scheme", "rounding"), [("int8", Rounding.DOUBLE), ("int16x8", Rounding.SINGLE)])
 def test_every_operator_has_the_simulators_integers(name, scheme, rounding, tmp_path):
-    graph = GRAPHS[name]
+    graph = ALL_GRAPHS[name]
     ranges = ranges_of(float_tensors(graph.model(), graph.inputs))
     model = quantize(graph.model(), ranges, scheme=scheme, rounding=rounding)
     compare(model, dict(graph.inputs), Built(model, tmp_path, ("-O0",)), samples=2)
