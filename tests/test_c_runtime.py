@@ -147,6 +147,8 @@ KERNELS = [
     *((family, n, epsilon, QuantParams(i, 0, 16), QuantParams(o, 0, 16)) for family, n, epsilon, i, o in REAL_SCALES),
     *((family, n, epsilon, QFormat(3, 12).params, QFormat(3, 12).params)
       for family in ("gem", "segem") for n in (1, 2) for epsilon in (0.01, 0.1, 1.0, 10.0)),
+    ("gem", 1, 1.0, QFormat(3, 12).params, QFormat(15, 0).params),  # a tie at x = epsilon: no remainder at all
+    ("gem", 2, 0.25, QFormat(3, 12).params, QFormat(13, 2).params),
     *((family, 1, 0.5, QFormat(3, 12).params, QuantParams(0.06, zero, 8))
       for family in ("gem", "segem") for zero in (-128, 0, 3)),
 ]  # fmt: skip
