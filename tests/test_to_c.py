@@ -14,18 +14,19 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 from networks import NETWORKS
-from test_arena import networks
+from test_arena import BYTE, networks
+from test_arena import Graph as ArenaGraph
 from test_operators import GRAPHS, Graph, i64, normal
 from test_simulate import MAKERS
 
 import gemedge.nn as gnn
 from gemedge.capture import capture_module
-from gemedge.errors import DataError
+from gemedge.errors import DataError, UnsupportedError
 from gemedge.export import layout
 from gemedge.export.to_c import Vectors, escaped, symbol, to_c
-from gemedge.fixed import Rounding
+from gemedge.fixed import QuantParams, Rounding
 from gemedge.model import SCHEMES, QuantizedModel
-from gemedge.moving import Clamp
+from gemedge.moving import Clamp, Embed
 from gemedge.operators import Combine
 from gemedge.quant.quantize import quantize
 from gemedge.quant.simulate import border, entered, simulate
@@ -331,3 +332,32 @@ def test_vectors_that_do_not_fit_are_named(small):
     model, _ = small
     with pytest.raises(DataError, match=r"test vectors for '\w+' do not fit its shape"):
         to_c(model, "net", Vectors({}, {}))
+
+
+def many_operands() -> QuantizedModel:
+    graph = ArenaGraph()
+    model = graph.model(graph.sum(*(graph.given((2,)) for _ in range(8))))
+    return replace(model, layers=(replace(model.layers[0], shift=np.array(0)),))
+
+
+def deep_table() -> QuantizedModel:
+    graph = ArenaGraph()
+    return graph.model(graph.add(Embed, [graph.given((4,), None)], np.zeros((5, 2, 3), np.int8), params=BYTE))
+
+
+def wide() -> QuantizedModel:
+    graph = ArenaGraph()
+    return graph.model(graph.given((2,), QuantParams(1.0, 0, 32)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (many_operands, r"layer 'layer t0' \(Combine\) in C: 9 operands in 1 loops; 8 in 8 at most"),
+        (deep_table, r"layer 'layer t0' \(Embed\) in C: a table of shape \[5, 2, 3\]; its rows may have one axis"),
+        (wide, "tensor 'in0' has 32 bits; C takes 8 and 16"),
+    ],
+)
+def test_what_has_no_c_is_refused_by_name(make, message):
+    with pytest.raises(UnsupportedError, match=message):
+        to_c(make(), "net")
