@@ -361,3 +361,16 @@ def wide() -> QuantizedModel:
 def test_what_has_no_c_is_refused_by_name(make, message):
     with pytest.raises(UnsupportedError, match=message):
         to_c(make(), "net")
+
+
+@pytest.mark.parametrize(
+    ("operands", "order", "sizes", "moves"),
+    [
+        ([(12, 4, 1), (12, 4, 1)], (0, 1, 2), (24,), ((1,), (1,))),
+        ([(12, 4, 1), (0, 4, 1)], (0, 1, 2), (2, 12), ((12, 1), (0, 1))),
+        ([(1, 8, 2), (1, 8, 2)], (1, 2, 0), (24,), ((1,), (1,))),
+        ([(0, 0, 0), (12, 4, 1)], (0, 1, 2), (24,), ((0,), (1,))),
+    ],
+)
+def test_loops_that_visit_neighbours_are_one_loop(operands, order, sizes, moves):
+    assert layout.loops((2, 3, 4), operands, order) == layout.Loops(sizes, moves)
