@@ -11,7 +11,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -56,6 +56,33 @@ def write(files: Mapping[Path, bytes | memoryview], *, force: bool) -> None:
         temporaries = {path: stack.enter_context(_temporary(path, data)) for path, data in files.items()}
         with uninterrupted():  # or one file would be new and the other old
             _rename_all(temporaries, force)
+
+
+def refuse_folder(folder: Path, names: Iterable[str], *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Raise OutputError now where `write_folder` could not put files of these names into the folder later."""
+    if folder.is_dir():
+        for name in names:
+            refuse_existing(folder / name, force=force, inputs=inputs)
+    elif os.path.lexists(folder):
+        raise OutputError(f"{folder} is no folder; name one with -o")
+    else:
+        refuse_existing(folder, force=False, inputs=inputs)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], *, force: bool) -> None:
+    """Write all files into the folder or none; it is made where it is missing, and not left behind empty."""
+    made = not folder.is_dir()
+    try:
+        if made:
+            folder.mkdir()
+        write({folder / name: content for name, content in files.items()}, force=force)
+    except BaseException as error:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise _failed(folder, error) from error
+        raise
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""gemedge export: a model file in, a checked ONNX file out."""
+"""gemedge export: a model file in, a checked ONNX file out; or a quantized model in, C out."""
 
 from collections import Counter
 from contextlib import ExitStack
@@ -6,24 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from gemedge.cli import console, options
-from gemedge.errors import about
+from gemedge.cli import console, export_c, options
+from gemedge.errors import UsageError, about
 
 if TYPE_CHECKING:
     from gemedge.capture import Captured
     from gemedge.export import Exported
 
+_OF_C = ("model", "format_", "output", "force", "as_json", "quiet")
 _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
-@click.command("export", short_help="Write a model as ONNX, checked against the original.")
-@click.option("--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.command("export", short_help="Write a model as ONNX, checked against the original, or as C.")
+@click.option("--format", "format_", type=click.Choice(["onnx", "c"]), default="onnx", show_default=True)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, readable=False),
-    help="The file to write.  [default: MODEL with .onnx]",
+    help="The file to write; of C, the folder.  [default: MODEL with .onnx, or with _c]",
 )
 @click.option(
     "--gem",
@@ -60,7 +62,13 @@ def command(
 
     MODEL is a torch.export archive (gemedge.nn.save writes one), a torch.save file of a module or of weights,
     a TorchScript archive, or an ONNX file; its bytes tell which. No code of it runs unless --trust is given.
+
+    With --format c, MODEL is a .gemq file and the output a folder: C99 sources that give simulate's integers.
     """
+    if format_ == "c":
+        _refuse_options_of_onnx()
+        export_c.write(model, output, force=force, as_json=as_json, quiet=quiet)
+        return
     from gemedge import files
     from gemedge.capture import capture
     from gemedge.capture.archive import open_bytes
@@ -97,6 +105,14 @@ def command(
         console.print_json(_summary(exported, list(contents), gem, format_))
     elif not quiet:
         _print(exported, target, gem)
+
+
+def _refuse_options_of_onnx() -> None:
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if given and parameter.name not in _OF_C:
+            raise UsageError(f"{parameter.opts[0]} is not for --format c")
 
 
 def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) -> dict[str, Any]:

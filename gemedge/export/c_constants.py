@@ -1,0 +1,109 @@
+"""The constants of a generated C file: each array written once, however many layers use it."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from gemedge.construct import Constants as KernelConstants
+from gemedge.construct import Side
+from gemedge.export.layout import Loops
+from gemedge.rational import NormalPolynomial, Piece
+
+_WIDTH = 110
+
+
+def number(value: int) -> str:
+    """A C integer constant: with INT64_C where it may be beyond an int of 32 bits."""
+    if value == -(1 << 63):
+        return "(-INT64_C(9223372036854775807) - 1)"
+    if value == -(1 << 31):
+        return "(-INT32_C(2147483647) - 1)"
+    return str(value) if -(1 << 31) < value < 1 << 31 else f"INT64_C({value})"
+
+
+def braces(values: Iterable[int]) -> str:
+    return "{" + ", ".join(number(value) for value in values) + "}"
+
+
+class Constants:
+    """Definitions in the order in which they were asked for. prefix: of the layer's names, `L3_dense`."""
+
+    def __init__(self) -> None:
+        self.prefix = ""
+        self._lines: list[str] = []
+        self._names: dict[tuple[str, str], str] = {}
+        self._taken: set[str] = set()
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self._lines)
+
+    def array(self, role: str, ctype: str, values: np.ndarray | Iterable[int]) -> str:
+        """The name of an array of these numbers in their order."""
+        numbers = [int(value) for value in (values.reshape(-1) if isinstance(values, np.ndarray) else values)]
+        form = (lambda value: f"{value}u") if ctype == "uint32_t" else number
+        return self._define(role, ctype, f"[{len(numbers)}]", "{" + wrapped([form(value) for value in numbers]) + "}")
+
+    def structure(self, role: str, kind: str, value: str) -> str:
+        """The name of a `struct gemedge_<kind>` of this value."""
+        return self._define(role, f"struct gemedge_{kind}", "", value)
+
+    def loops(self, role: str, loops: Loops) -> str:
+        """The address of the loops."""
+        sizes = self.array(f"{role}_size", "uint32_t", loops.sizes)
+        moves = self.array(f"{role}_step", "uint32_t", [s for operand in loops.steps for s in operand])
+        value = f"{{{len(loops.sizes)}, {len(loops.steps)}, {sizes}, {moves}}}"
+        return "&" + self.structure(role, "loops", value)
+
+    def kernel(self, constants: KernelConstants) -> str:
+        """The address of the constants of an activation of 16-bit numbers."""
+        sides = [self._side(name, side) for name, side in zip(("below", "above"), constants.sides, strict=True)]
+        pairs = [f"{{{code}, {value}}}" for code, value in constants.exceptions]
+        exceptions = self._define(
+            "exceptions", "struct gemedge_exception", f"[{len(pairs)}]", "{" + ", ".join(pairs) + "}"
+        ) if pairs else "0"  # fmt: skip
+        return "&" + self.structure("kernel", "kernel", f"{{{', '.join(sides)}, {exceptions}, {len(pairs)}}}")
+
+    def _side(self, name: str, side: Side) -> str:
+        written = [self._piece(f"{name}{i}", piece) for i, piece in enumerate(side.pieces)]
+        pieces = self._define(
+            name, "struct gemedge_piece", f"[{len(written)}]", "{" + ",\n    ".join(written) + "}"
+        ) if written else "0"  # fmt: skip
+        return f"{{{side.stop}, {side.head}, {side.tail}, {pieces}, {len(written)}}}"
+
+    def _piece(self, name: str, piece: Piece) -> str:
+        parts = ("plus", "minus", "above", "below")
+        polynomials = [self._polynomial(f"{name}_{part}", getattr(piece, part)) for part in parts]
+        numbers = (piece.start, piece.stop, piece.slope, piece.offset, piece.affine_bits)
+        return f"{{{', '.join(map(number, numbers))}, {', '.join(polynomials)}}}"
+
+    def _polynomial(self, name: str, polynomial: NormalPolynomial | None) -> str:
+        if polynomial is None:
+            return "{0, 0}"
+        terms = zip(polynomial.mantissas, polynomial.exponents, strict=True)
+        written = [f"{{{number(mantissa)}, {exponent}}}" for mantissa, exponent in terms]
+        array = self._define(name, "struct gemedge_term", f"[{len(written)}]", "{" + wrapped(written) + "}")
+        return f"{{{array}, {len(written)}}}"
+
+    def _define(self, role: str, ctype: str, size: str, value: str) -> str:
+        key = (ctype + size, value)
+        if key not in self._names:
+            name = f"{self.prefix}_{role}"
+            while name in self._taken:
+                name += "_"
+            self._taken.add(name)
+            self._names[key] = name
+            self._lines.append(f"static const {ctype} {name}{size} = {value};")
+        return self._names[key]
+
+
+def wrapped(texts: Iterable[str]) -> str:
+    """Comma-separated, in lines of bounded width."""
+    lines, written = [""], list(texts)
+    for i, text in enumerate(written):
+        piece = text + ("," if i + 1 < len(written) else "")
+        if len(lines[-1]) + len(piece) + 1 > _WIDTH:
+            lines.append(piece)
+        else:
+            lines[-1] = f"{lines[-1]} {piece}".strip()
+    return "\n    ".join(lines)
