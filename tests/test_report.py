@@ -5,20 +5,22 @@ from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
+import onnx.parser
+import onnx_ir as ir
 import pytest
 import spoiled
 from spoiled import Float, Range
 from torch import nn
 
 from gemedge.errors import DataError, ModelError
-from gemedge.fixed import dequantize
+from gemedge.fixed import Rounding, dequantize
 from gemedge.nn import EGEM, GEM
 from gemedge.operators import Tensor
 from gemedge.quant.attribution import Probe, attribute
 from gemedge.quant.calibrate import runner
 from gemedge.quant.compare import compare
 from gemedge.quant.emulate import ALL, CAUSES, NONE, emulate
-from gemedge.quant.quantize import reals_of
+from gemedge.quant.quantize import quantize, reals_of
 from gemedge.quant.simulate import simulate
 
 GEM_1 = partial(GEM, 1)
@@ -227,3 +229,15 @@ def test_the_integers_of_another_training_are_refused(scheme):
 def test_causes_are_listed_in_the_order_they_are_switched_off():
     model = plain("cnn")
     assert tuple(model.report(model.quantized("int8")).attribution.causes) == CAUSES
+
+
+@pytest.mark.parametrize("scheme", ["int8", "q7", "q15"])
+def test_a_product_with_a_number_is_emulated_by_that_number(scheme):
+    text = """<ir_version: 8, opset_import: ["": 18]>
+g (float[batch, 4] x) => (float[batch, 4] z) <float c = {3}, float d = {0.3}> { a = Div(x, c) z = Mul(a, d) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    ranges = {name: Range(-scale, scale) for name, scale in {"x": 4.0, "a": 4 / 3, "z": 0.4}.items()}
+    quantized = quantize(model, ranges, scheme=scheme, rounding=Rounding.SINGLE)
+    probe = Probe.of(quantized, reals_of(model, quantized), {"x": x})
+    np.testing.assert_allclose(probe.exact["z"], 0.1 * x, rtol=1e-4)
