@@ -11,7 +11,7 @@ from gemedge.model import Scheme
 _ACTIVATION_BITS = {"int8": 8, "q7": 8, "int16x8": 16, "q15": 16}
 _WEIGHT_BITS = {"int8": 8, "q7": 8, "int16x8": 8, "q15": 16}
 _POWER_OF_TWO = {"q7", "q15"}
-_LEAST, _MOST = 1e-32, 1e32  # of a range: its scale, and a product of two, stay float32 numbers
+_LEAST, _MOST = 2.0**-133, 2.0**127  # of a range: a scale of 16 bits is a float32 number, and so is its width
 
 
 @dataclass(frozen=True, slots=True)
