@@ -8,7 +8,6 @@ saturate(zero_point + floor(accumulator * mantissa * 2**-shift + 1/2)). Layout i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, get_args
 
 import numpy as np
@@ -364,11 +363,6 @@ class LayerNormalization(Operator):
         bits = tensors[0].quantized.bits
         self.require(bits <= 16, f"an input of {bits} bits; 8 or 16")
         return tensors[0].shape[-1] * tensors[0].reach
-
-
-def real_multiplier(in_scale: float, weight_scale: float, out_scale: float) -> Fraction:
-    """in_scale * weight_scale / out_scale, exactly."""
-    return Fraction(in_scale) * Fraction(weight_scale) / Fraction(out_scale)
 
 
 def _weighted_bound(weight: np.ndarray, bias: np.ndarray, tensor: Tensor) -> int:

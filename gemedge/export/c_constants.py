@@ -21,10 +21,6 @@ def number(value: int) -> str:
     return str(value) if -(1 << 31) < value < 1 << 31 else f"INT64_C({value})"
 
 
-def braces(values: Iterable[int]) -> str:
-    return "{" + ", ".join(number(value) for value in values) + "}"
-
-
 class Constants:
     """Definitions in the order in which they were asked for. prefix: of the layer's names, `L3_dense`."""
 

@@ -15,7 +15,7 @@ from gemedge.moving import Reshape
 from gemedge.operators import Activate, Choose, Combine, GemmlowpSum, Interpolate, Lookup, Multiply, Tensor
 from gemedge.quant import functions
 from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
-from gemedge.quant.lower.reading import attribute, only_reader
+from gemedge.quant.lower.reading import attribute, input_of, only_reader
 
 MASKED = -1e4  # a number that a Softmax takes for minus infinity
 
@@ -34,13 +34,13 @@ def leaky_relu(q: Lowering, node: ir.Node) -> None:
 
 
 def _activate(q: Lowering, node: ir.Node, function: Activation) -> None:
-    given, params = q.source(node.inputs[0]), q.params(node.outputs[0])
+    given, params = q.source(input_of(node)), q.params(node.outputs[0])
     kernel = FixedActivation(function, given.quantized, params)
     q.add(node, Activate, [given], function, kernel.digest, target=Target(node.outputs[0], params))
 
 
 def function(q: Lowering, node: ir.Node) -> None:
-    given, params = q.source(node.inputs[0]), q.params(node.outputs[0])
+    given, params = q.source(input_of(node)), q.params(node.outputs[0])
     exact = functions.of(node, [q.constant(value) for value in node.inputs[1:]], q.functions)
     small = given.quantized.bits == 8
     codes = np.arange(-128, 128) if small else np.minimum(np.arange(-32768, 32769, 128), 32767)
@@ -100,30 +100,29 @@ def _gemmlowp_sum(q: Lowering, node: ir.Node, given: list[Tensor], signs: tuple[
 
 def divide(q: Lowering, node: ir.Node) -> None:
     divisor = q.required(node, 1).astype(np.float64)
-    if divisor.size != 1 or not _scaled(q, node, node.inputs[0], 1 / divisor.item(), 0):
+    if divisor.size != 1 or not _scaled(q, node, input_of(node), 1 / divisor.item(), 0):
         raise UnsupportedError("only a division by one positive number is supported")
 
 
 def multiply(q: Lowering, node: ir.Node) -> None:
-    for value, other in (node.inputs, node.inputs[::-1]):
+    left, right = input_of(node), input_of(node, 1)
+    for value, other in ((left, right), (right, left)):
         factor = q.constant(other)
         if factor is not None and factor.size == 1 and _scaled(q, node, value, float(factor.item()), factor.ndim):
             return
     given, target = q.sources(node), q.target(node)
-    empty = np.zeros(1, np.int64)
-    draft = Multiply(node.name or "", tuple(tensor.name for tensor in given), "", empty, empty)
     real = q.real([tensor.quantized.scale for tensor in given], target.params.scale)
-    q.add(node, Multiply, given, *q.scalings(draft, given, [real]), target=target)
+    q.rescaled(node, Multiply, given, reals=[real], target=target)
 
 
-def _scaled(q: Lowering, node: ir.Node, value: ir.Value | None, factor: float, axes: int) -> bool:
+def _scaled(q: Lowering, node: ir.Node, value: ir.Value, factor: float, axes: int) -> bool:
     """A product with one positive number: the same integers, standing for other numbers.
 
     Where that is no scale of the scheme they are rescaled; False where more axes change the shape.
     """
     given = q.source(value, node)
     scale = np.float32(given.quantized.scale * factor)
-    if len(q.shape(value)) < axes or not (0 < factor < math.inf and 0 < scale < math.inf):  # type: ignore[arg-type]
+    if len(q.shape(value)) < axes or not (0 < factor < math.inf and 0 < scale < math.inf):
         return False
     if q.formats(node).power_of_two and np.frexp(scale)[0] != 0.5:
         target = q.target(node)
@@ -142,10 +141,8 @@ def where(q: Lowering, node: ir.Node) -> None:
     target = q.target(node)
     sample = q.sample(condition, node).astype(np.int8)
     given = [q.source(value, node) for value in node.inputs[1:]]
-    empty = np.zeros(2, np.int64)
-    draft = Choose(node.name or "", tuple(t.name for t in given), "", sample, empty, empty)
     reals = [q.real([tensor.quantized.scale], target.params.scale) for tensor in given]
-    q.add(node, Choose, given, sample, *q.scalings(draft, given, reals), target=target)
+    q.rescaled(node, Choose, given, sample, reals=reals, target=target)
 
 
 def _masked(q: Lowering, node: ir.Node) -> bool:

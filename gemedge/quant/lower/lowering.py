@@ -20,7 +20,16 @@ from gemedge.model import Op, accumulator_bits, uses_gemmlowp
 from gemedge.moving import Clamp, Constant
 from gemedge.operators import Bounded, Tensor
 from gemedge.quant.formats import Formats
-from gemedge.quant.lower.reading import FOLDED, attribute, fold, layer_name, name_of, only_reader, sample_shape
+from gemedge.quant.lower.reading import (
+    FOLDED,
+    attribute,
+    fold,
+    input_of,
+    layer_name,
+    name_of,
+    only_reader,
+    sample_shape,
+)
 
 _PRIMES = (127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199, 211, 223, 227, 229)
 
@@ -182,9 +191,9 @@ class Lowering:
 
     def channels_first(self, node: ir.Node) -> Tensor:
         """The tensor [C, *size] that a node slides a window over; the batch must be ONNX's first axis and alone."""
-        value = node.inputs[0]
+        value = input_of(node)
         given = self.source(value)
-        if value is not None and (self.batch_axis(value) != 0 or name_of(value) in self.merged):
+        if self.batch_axis(value) != 0 or name_of(value) in self.merged:
             raise UnsupportedError("its input must have the batch on the first axis, and nothing else there")
         return given
 
@@ -290,10 +299,10 @@ class Lowering:
         self.tensors[output] = tensor
         return tensor
 
-    def alias(self, node: ir.Node, tensor: Tensor) -> None:
-        """The node's output is its input's tensor."""
+    def alias(self, node: ir.Node, tensor: Tensor, batch: int | None = None) -> None:
+        """The node's output is its input's tensor. batch: its batch axis there, as the input's by default."""
         self.values[name_of(node.outputs[0])] = tensor
-        self.batch_axes[name_of(node.outputs[0])] = self._batch_after(node.inputs)
+        self.batch_axes[name_of(node.outputs[0])] = self._batch_after(node.inputs) if batch is None else batch
         if self.is_merged(node):
             self.merged.add(name_of(node.outputs[0]))
 
@@ -344,6 +353,21 @@ class Lowering:
         for scale in numerator:
             exact *= Fraction(scale)
         return exact / Fraction(denominator)
+
+    def rescaled(
+        self,
+        node: ir.Node,
+        kind: Callable[..., Op],
+        given: Sequence[Tensor],
+        *fields: Any,
+        reals: Sequence[Fraction],
+        target: Target,
+        real: Real | None = None,
+    ) -> None:
+        """`add` for an operator whose last fields are mantissas and shifts: those of these numbers."""
+        empty = np.zeros(len(reals), np.int64)
+        draft = kind("", tuple(tensor.name for tensor in given), "", *fields, empty, empty)
+        self.add(node, kind, given, *fields, *self.scalings(draft, given, reals), target=target, real=real)
 
     def scalings(self, draft: Op, given: Sequence[Tensor], reals: Sequence[Fraction]) -> tuple[np.ndarray, np.ndarray]:
         """Mantissas and shifts of a layer whose draft says how far its accumulator reaches."""

@@ -10,15 +10,15 @@ from gemedge.fixed import quantize as to_integers
 from gemedge.moving import Concatenate, Embed, Pad, Reshape, Take, Transpose
 from gemedge.operators import Tensor
 from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
-from gemedge.quant.lower.reading import attribute, ints
+from gemedge.quant.lower.reading import attribute, input_of, ints
 
 
 def same(q: Lowering, node: ir.Node) -> None:
-    q.alias(node, q.source(node.inputs[0]))
+    q.alias(node, q.source(input_of(node)))
 
 
 def cast(q: Lowering, node: ir.Node) -> None:
-    given = q.source(node.inputs[0])
+    given = q.source(input_of(node))
     kind = ir.DataType(attribute(node, "to", 1))
     if (given.params is None) != kind.is_integer():
         raise UnsupportedError(f"to {kind.name} would change what its numbers are")
@@ -29,8 +29,8 @@ def cast(q: Lowering, node: ir.Node) -> None:
 
 
 def reshape(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
-    before = q.shape(value)  # type: ignore[arg-type]
+    value = input_of(node)
+    before = q.shape(value)
     match node.op_type:
         case "Flatten":
             axis = int(attribute(node, "axis", 1)) % (len(before) + 1)
@@ -46,7 +46,7 @@ def reshape(q: Lowering, node: ir.Node) -> None:
                 after.insert(axis, 1)
         case _:
             after = _resolved([int(size) for size in q.required(node, 1)], before, attribute(node, "allowzero", 0))
-    batch, beside = _batch_of(after, before, q.batch, q.batch_axis(value))  # type: ignore[arg-type]
+    batch, beside = _batch_of(after, before, q.batch, q.batch_axis(value))
     after[batch : batch + 1] = [beside] if beside > 1 else []
     q.add(node, Reshape, [q.source(value)], tuple(after), batch=batch, merged=beside > 1)
 
@@ -77,17 +77,16 @@ def _batch_of(after: list[int], before: list[int], size: int, axis: int) -> tupl
 
 
 def transpose(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
-    axes = len(q.shape(value))  # type: ignore[arg-type]
+    value = input_of(node)
+    axes = len(q.shape(value))
     order = ints(node, "perm", tuple(reversed(range(axes))))
-    batch = order.index(q.batch_axis(value))  # type: ignore[arg-type]
+    batch = order.index(q.batch_axis(value))
     if q.is_merged(node):
         sample = order
     else:
-        sample = tuple(q.axis(value, axis) for place, axis in enumerate(order) if place != batch)  # type: ignore[arg-type]
+        sample = tuple(q.axis(value, axis) for place, axis in enumerate(order) if place != batch)
     if sample == tuple(range(len(sample))):
-        q.alias(node, q.source(value))
-        q.batch_axes[node.outputs[0].name or ""] = batch
+        q.alias(node, q.source(value), batch)
         return
     q.add(node, Transpose, [q.source(value)], sample, batch=batch)
 
@@ -96,8 +95,8 @@ def transpose(q: Lowering, node: ir.Node) -> None:
 
 
 def take_slice(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
-    shape = q.shape(value)  # type: ignore[arg-type]
+    value = input_of(node)
+    shape = q.shape(value)
     starts, ends = (q.required(node, index).reshape(-1) for index in (1, 2))
     named, stepped = q.optional(node, 3), q.optional(node, 4)
     axes = range(len(starts)) if named is None else [int(axis) % len(shape) for axis in named.reshape(-1)]
@@ -107,24 +106,27 @@ def take_slice(q: Lowering, node: ir.Node) -> None:
         places = np.arange(shape[axis])[slice(*(int(bound) for bound in bounds))]
         if np.array_equal(places, np.arange(shape[axis])):
             continue  # all of it, as the batch must be
-        parts.append((q.axis(value, axis), places))  # type: ignore[arg-type]
+        parts.append((q.axis(value, axis), places))
     _take(q, node, q.source(value), parts)
 
 
-def _take(q: Lowering, node: ir.Node, given: Tensor, parts: list[tuple[int, np.ndarray]]) -> None:
+def _take(
+    q: Lowering, node: ir.Node, given: Tensor, parts: list[tuple[int, np.ndarray]], batch: int | None = None
+) -> None:
     """Places along several axes, one layer each; places that are all of an axis in order need none."""
     parts = [(a, p) for a, p in parts if not np.array_equal(p, np.arange(given.shape[a]))]
     if not parts:
-        q.alias(node, given)
+        q.alias(node, given, batch)
     for index, (axis, places) in enumerate(parts):
         last = index == len(parts) - 1
-        given = q.add(node, Take, [given], axis, places.astype(np.int64), step="" if last else f"axis {axis}")
+        step = "" if last else f"axis {axis}"
+        given = q.add(node, Take, [given], axis, places.astype(np.int64), step=step, batch=batch)
 
 
 def split(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
+    value = input_of(node)
     given = q.source(value)
-    axis = q.axis(value, int(attribute(node, "axis", 0)))  # type: ignore[arg-type]
+    axis = q.axis(value, int(attribute(node, "axis", 0)))
     size, count = given.shape[axis], len(node.outputs)
     named = q.optional(node, 1)
     even = -(-size // count)
@@ -138,7 +140,7 @@ def split(q: Lowering, node: ir.Node) -> None:
 
 
 def gather(q: Lowering, node: ir.Node) -> None:
-    data, indices = node.inputs[:2]
+    data, indices = input_of(node), input_of(node, 1)
     axis = int(attribute(node, "axis", 0))
     table, places = q.constant(data), q.constant(indices)
     if table is not None:
@@ -148,11 +150,11 @@ def gather(q: Lowering, node: ir.Node) -> None:
         return
     if places is None:
         raise UnsupportedError("indices computed from data need a constant table")
-    given, inner = q.source(data), q.axis(data, axis)  # type: ignore[arg-type]
+    given, inner = q.source(data), q.axis(data, axis)
     flat = places.reshape(-1).astype(np.int64)
     flat = np.where(flat < 0, flat + given.shape[inner], flat)
-    batch = q.batch_axis(data)  # type: ignore[arg-type]
-    batch += (places.ndim - 1) * (axis % len(q.shape(data)) < batch)  # type: ignore[arg-type]
+    batch = q.batch_axis(data)
+    batch += (places.ndim - 1) * (axis % len(q.shape(data)) < batch)
     if places.ndim == 1:
         q.add(node, Take, [given], inner, flat, batch=batch)
         return
@@ -163,7 +165,7 @@ def gather(q: Lowering, node: ir.Node) -> None:
 
 def _embed(q: Lowering, node: ir.Node, table: np.ndarray) -> None:
     """Rows of a table; its own range gives the parameters, as only its numbers appear."""
-    given = q.source(node.inputs[1])
+    given = q.source(input_of(node, 1))
     if given.params is not None:
         raise UnsupportedError("indices must be integers of the model's input")
     params = q.formats(node).params(float(table.min()), float(table.max()))
@@ -173,21 +175,20 @@ def _embed(q: Lowering, node: ir.Node, table: np.ndarray) -> None:
 
 
 def expand(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
-    given, before = q.source(value, node), q.shape(value)  # type: ignore[arg-type]
+    value = input_of(node)
+    given, before = q.source(value, node), q.shape(value)
     if q.is_merged(node):
         raise UnsupportedError("its batch shares an axis")
     wanted = [int(size) for size in q.required(node, 1).reshape(-1)]
     after = [int(size) for size in np.broadcast_shapes(tuple(before), tuple(wanted))]
     extra = len(after) - len(before)
-    batch = q.batch_axis(value) + extra  # type: ignore[arg-type]
+    batch = q.batch_axis(value) + extra
     shape = [size for axis, size in enumerate([1] * extra + before) if axis != batch]
     sizes = [size for axis, size in enumerate(after) if axis != batch]
     if tuple(shape) != given.shape:
         given = q.add(node, Reshape, [given], tuple(shape), step="axes")
     parts = [(a, np.zeros(new, np.int64)) for a, (old, new) in enumerate(zip(shape, sizes, strict=True)) if old != new]
-    _take(q, node, given, parts)
-    q.batch_axes[node.outputs[0].name or ""] = batch
+    _take(q, node, given, parts, batch)
 
 
 # Around and between
@@ -195,22 +196,20 @@ def expand(q: Lowering, node: ir.Node) -> None:
 
 def concat(q: Lowering, node: ir.Node) -> None:
     given = q.sources(node)
-    first = next(value for value in node.inputs if q.constant(value) is None)
-    axis, target = q.axis(first, int(attribute(node, "axis", 0))), q.target(node)  # type: ignore[arg-type]
-    empty = np.zeros(len(given), np.int64)
-    draft = Concatenate(node.name or "", tuple(t.name for t in given), "", axis, empty, empty)
+    first = next(value for value in node.inputs if value is not None and q.constant(value) is None)
+    axis, target = q.axis(first, int(attribute(node, "axis", 0))), q.target(node)
     reals = [q.real([tensor.quantized.scale], target.params.scale) for tensor in given]
-    q.add(node, Concatenate, given, axis, *q.scalings(draft, given, reals), target=target)
+    q.rescaled(node, Concatenate, given, axis, reals=reals, target=target)
 
 
 def pad(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
+    value = input_of(node)
     given = q.source(value)
-    pads, axes, named = [int(p) for p in q.required(node, 1)], len(q.shape(value)), q.optional(node, 3)  # type: ignore[arg-type]
+    pads, axes, named = [int(p) for p in q.required(node, 1)], len(q.shape(value)), q.optional(node, 3)
     over = range(axes) if named is None else [int(axis) % axes for axis in named.reshape(-1)]
     around = np.zeros((2, axes), int)
     around[:, list(over)] = np.array(pads).reshape(2, -1)
-    batch = q.batch_axis(value)  # type: ignore[arg-type]
+    batch = q.batch_axis(value)
     if q.is_merged(node):
         raise UnsupportedError("its batch shares an axis")
     if attribute(node, "mode", "constant") != "constant" or around[:, batch].any() or around.min() < 0:
@@ -221,8 +220,8 @@ def pad(q: Lowering, node: ir.Node) -> None:
 
 
 def resize(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
-    before = q.shape(value)  # type: ignore[arg-type]
+    value = input_of(node)
+    before = q.shape(value)
     stretched = attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
     if attribute(node, "mode", "nearest") != "nearest" or "axes" in node.attributes or not stretched:
         raise UnsupportedError("mode nearest over all axes, stretched, is supported")
@@ -238,7 +237,7 @@ def resize(q: Lowering, node: ir.Node) -> None:
         factors = [1.0] * len(before)
     for axis, (old, new, factor) in enumerate(zip(before, after, factors, strict=True)):
         if factor != 1:
-            parts.append((q.axis(value, axis), _nearest(node, old, new, factor)))  # type: ignore[arg-type]
+            parts.append((q.axis(value, axis), _nearest(node, old, new, factor)))
     _take(q, node, q.source(value), parts)
 
 

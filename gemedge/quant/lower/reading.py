@@ -39,6 +39,14 @@ def sample_shape(value: ir.Value) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)  # type: ignore[arg-type]
 
 
+def input_of(node: ir.Node, index: int = 0) -> ir.Value:
+    """An input that the node must have."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise UnsupportedError("an input is missing")
+    return value
+
+
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value

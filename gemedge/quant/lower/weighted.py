@@ -11,7 +11,7 @@ from gemedge.model import Op
 from gemedge.moving import Spread
 from gemedge.operators import Convolution, Dense, MatrixMultiply, Tensor
 from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
-from gemedge.quant.lower.reading import attribute, ints, only_reader, pads_of
+from gemedge.quant.lower.reading import attribute, input_of, ints, only_reader, pads_of
 
 
 def conv(q: Lowering, node: ir.Node) -> None:
@@ -66,7 +66,7 @@ def gemm(q: Lowering, node: ir.Node) -> None:
     weight = weight if attribute(node, "transB", 0) else weight.T
     if bias is not None:
         bias = np.broadcast_to(bias.reshape(-1), (len(weight),))
-    _weighted(q, node, _rows(q, node.inputs[0]), weight, bias, Dense, q.target(node))
+    _weighted(q, node, _rows(q, input_of(node)), weight, bias, Dense, q.target(node))
 
 
 def matmul(q: Lowering, node: ir.Node) -> None:
@@ -78,26 +78,24 @@ def matmul(q: Lowering, node: ir.Node) -> None:
     adder = output.producer()
     if adder is not None and adder is not node:
         q.absorbed.add(adder)
-    _weighted(q, node, _rows(q, node.inputs[0]), weight.T, bias, Dense, q.target(node, output))
+    _weighted(q, node, _rows(q, input_of(node)), weight.T, bias, Dense, q.target(node, output))
 
 
-def _rows(q: Lowering, value: ir.Value | None, last: int = 1) -> Tensor:
+def _rows(q: Lowering, value: ir.Value, last: int = 1) -> Tensor:
     """The tensor, refused where one of its last axes, along which products are taken, is the batch."""
     given = q.source(value)
-    if value is not None and q.batch_axis(value) >= len(q.shape(value)) - last:
+    if q.batch_axis(value) >= len(q.shape(value)) - last:
         raise UnsupportedError("it would cross the batch")
     return given
 
 
 def _product(q: Lowering, node: ir.Node) -> None:
-    for value in node.inputs:
+    for value in (input_of(node), input_of(node, 1)):
         if q.constant(value) is None:
             _rows(q, value, last=2)
     given, target = q.sources(node), q.target(node)
-    empty = np.zeros(1, np.int64)
-    draft = MatrixMultiply(node.name or "", tuple(t.name for t in given), "", empty, empty)
     real = q.real([tensor.quantized.scale for tensor in given], target.params.scale)
-    q.add(node, MatrixMultiply, given, *q.scalings(draft, given, [real]), target=target)
+    q.rescaled(node, MatrixMultiply, given, reals=[real], target=target)
 
 
 def _added_bias(q: Lowering, node: ir.Node, outputs: int) -> tuple[np.ndarray | None, ir.Value]:
@@ -131,11 +129,9 @@ def _weighted(
     if np.abs(bias_codes).max(initial=0) >= 2.0**46:
         raise QuantizationError(f"a bias of {np.abs(offset).max():.4g} does not fit its accumulator")
     bias_codes = bias_codes.astype(np.int64)
-    empty = np.zeros(len(weight), np.int64)
-    draft = make(node.name, (given.name,), "", codes, bias_codes, empty, empty)
     reals = [q.real([in_scale, float(scale)], out_scale) for scale in scales]
     real = Real(weight.astype(np.float64), offset.astype(np.float64), scales)
-    q.add(node, make, [given], codes, bias_codes, *q.scalings(draft, [given], reals), target=target, real=real)
+    q.rescaled(node, make, [given], codes, bias_codes, reals=reals, target=target, real=real)
 
 
 HANDLERS: dict[str, Handler] = {"Conv": conv, "ConvTranspose": conv_transpose, "Gemm": gemm, "MatMul": matmul}

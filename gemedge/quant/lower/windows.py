@@ -20,7 +20,7 @@ from gemedge.operators import (
     Tensor,
 )
 from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
-from gemedge.quant.lower.reading import attribute, ints, name_of, pads_of
+from gemedge.quant.lower.reading import attribute, input_of, ints, name_of, pads_of
 
 _TABLE_BITS = {8: 15, 16: 23}  # of exp, by the input's width
 
@@ -52,13 +52,13 @@ def global_average_pool(q: Lowering, node: ir.Node) -> None:
 
 def reduce_mean(q: Lowering, node: ir.Node) -> None:
     """A mean over any axes: they go last, and one window covers them."""
-    value = node.inputs[0]
+    value = input_of(node)
     given = q.source(value)
     named = q.optional(node, 1)
     wanted = ints(node, "axes", ()) if named is None else tuple(int(axis) for axis in named.reshape(-1))
     if not wanted:
         raise UnsupportedError("a mean over all axes would cross the batch")
-    axes = sorted({q.axis(value, axis) for axis in wanted})  # type: ignore[arg-type]
+    axes = sorted({q.axis(value, axis) for axis in wanted})
     others = [axis for axis in range(len(given.shape)) if axis not in axes]
     keeps = bool(attribute(node, "keepdims", 1))
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(given.shape) if keeps or axis not in axes)
@@ -69,7 +69,7 @@ def reduce_mean(q: Lowering, node: ir.Node) -> None:
     if given.shape != (rest, count):
         given = q.add(node, Reshape, [given], (rest, count), step="rows")
     pooled = _average(q, node, given, (count,), (1,), (0, 0), False, step="mean")
-    batch = q.batch_axis(value) - (0 if keeps else sum(axis < q.batch_axis(value) for axis in axes))  # type: ignore[arg-type]
+    batch = q.batch_axis(value) - (0 if keeps else sum(axis < q.batch_axis(value) for axis in axes))
     q.add(node, Reshape, [pooled], shape, batch=batch)
 
 
@@ -100,11 +100,11 @@ def _average(
 
 
 def softmax(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
+    value = input_of(node)
     given = q.source(value)
-    mask = q.masks.get(name_of(value), np.zeros(0, np.int8)) if value is not None else np.zeros(0, np.int8)
+    mask = q.masks.get(name_of(value), np.zeros(0, np.int8))
     last = len(given.shape) - 1
-    axis = q.axis(value, int(attribute(node, "axis", -1)))  # type: ignore[arg-type]
+    axis = q.axis(value, int(attribute(node, "axis", -1)))
     order = tuple(last if a == axis else axis if a == last else a for a in range(last + 1))
     if axis != last:
         if mask.size:
@@ -131,10 +131,10 @@ def _exponentials(params: QuantParams) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def layer_normalization(q: Lowering, node: ir.Node) -> None:
-    value = node.inputs[0]
+    value = input_of(node)
     given = q.source(value)
-    first = q.axis(value, int(attribute(node, "axis", -1)))  # type: ignore[arg-type]
-    if q.batch_axis(value) > first:  # type: ignore[arg-type]
+    first = q.axis(value, int(attribute(node, "axis", -1)))
+    if q.batch_axis(value) > first:
         raise UnsupportedError("it would cross the batch")
     weight, bias = q.required(node, 1), q.optional(node, 2)
     size = math.prod(given.shape[first:])
