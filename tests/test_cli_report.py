@@ -57,7 +57,7 @@ def report(folder, *more, model="model.pt", made="model.gemq", data="test.npz"):
 
 KEYS = [
     "headline", "scheme", "rounding", "samples", "layers", "operators", "sqnr", "worst", "classes", "tensors",
-    "attribution", "probed", "advice", "choices",
+    "attribution", "probed", "advice", "choices", "activations",
 ]  # fmt: skip
 
 

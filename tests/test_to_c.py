@@ -23,7 +23,7 @@ import gemedge.nn as gnn
 from gemedge.capture import capture_module
 from gemedge.errors import DataError, UnsupportedError
 from gemedge.export import layout
-from gemedge.export.to_c import Vectors, escaped, symbol, to_c
+from gemedge.export.to_c import RUNTIME, Vectors, escaped, symbol, to_c
 from gemedge.fixed import QuantParams, Rounding
 from gemedge.model import SCHEMES, QuantizedModel
 from gemedge.moving import Clamp, Embed
@@ -322,10 +322,11 @@ def test_two_models_live_in_one_program_and_in_cplusplus(small, tmp_path):
 def test_the_c_has_no_float_no_malloc_no_division(small):
     model, _ = small
     files = to_c(model, "net")
-    text = (files["gemedge.h"] + files["model.c"]).decode()
+    headers = b"".join(files[file] for file in RUNTIME)
+    text = (headers + files["model.c"]).decode()
     code = re.sub(r"/\*.*?\*/|\"[^\"\n]*\"", "", text, flags=re.DOTALL)
     assert not re.findall(r"\b(?:float|double|malloc|free)\b|[/%]", code)
-    assert set(re.findall(rb"#include (\S+)", files["gemedge.h"])) == {b"<stdint.h>", b"<string.h>"}
+    assert set(re.findall(rb"#include (<.*)", headers)) == {b"<stdint.h>", b"<string.h>"}
 
 
 def test_vectors_that_do_not_fit_are_named(small):

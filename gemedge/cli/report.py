@@ -86,14 +86,14 @@ def command(
         with about(quantized_file):
             _refuse_another(quantized, inputs)
             request = Request(data, Choice("minmax", 100.0, 8, False), batch, limit, None, "", trust)
-            reals_of(prepared, quantized)  # or it is of another model, which is said before it runs
+            reals = reals_of(prepared, quantized)  # or it is of another model, which is said before it runs
             comparison = compare_confined(prepared, quantized, request)
         if labels is not None and classes is not None:
             with about(labels):
                 check_labels(classes, next(iter(comparison.exact.values())))
         on_phase("attributing")
         with about(quantized_file):
-            found = report(prepared, quantized, comparison, next(iter(few)), classes)
+            found = report(reals, quantized, comparison, next(iter(few)), classes)
     cost = chip.cost(quantized)
     if html is not None:
         from gemedge.cli.report_html import page

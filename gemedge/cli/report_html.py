@@ -209,6 +209,12 @@ def _used(error: TensorError) -> float:
     return max(min(error.high, high) - max(error.low, low), 0.0) / (high - low)
 
 
+def _covered(found: Report) -> str:
+    if len(found.choices) == found.activations:
+        return ""
+    return f"<p>The first {len(found.choices)} of {found.activations:,} activations.</p>"
+
+
 def _choices(found: Report) -> str:
     if not found.choices:
         return ""
@@ -235,7 +241,8 @@ def _choices(found: Report) -> str:
             f"{_table(header, rows)}</details>"
         )
     told = (
-        "<p>What each activation would lose and cost by another way, on this data: error on the codes that occur,"
+        f"{_covered(found)}<p>What each activation would lose and cost by another way, on this data: error on the"
+        " codes that occur,"
         " the outputs' SQNR with this way in this one place, bytes of constants, operations of the dearest number."
         " A network trained with GEM loses accuracy with ReLU in its place unless it is trained again.</p>"
     )

@@ -23,7 +23,17 @@ from gemedge.model import QuantizedModel
 from gemedge.moving import Reshape
 
 ALIGNMENT = 4
-FILES = ("model.h", "model.c", "gemedge.h", "README.md")
+RUNTIME = (
+    "gemedge.h",
+    "gemedge_numbers.h",
+    "gemedge_loops.h",
+    "gemedge_sums.h",
+    "gemedge_elementwise.h",
+    "gemedge_windows.h",
+    "gemedge_moving.h",
+    "gemedge_rational.h",
+)
+FILES = ("model.h", "model.c", *RUNTIME, "README.md")
 _LONGEST_SYMBOL = 40
 _LONGEST_NAME = 200  # bytes of a layer's name that are shown
 _COMPILE = "cc -std=c99 -O2 -c model.c"
@@ -38,7 +48,7 @@ class Vectors:
 
 
 def to_c(model: QuantizedModel, name: str, vectors: Vectors | None = None) -> dict[str, bytes]:
-    """The files model.h, model.c, gemedge.h, README.md, and with vectors test_vectors.h: the same bytes each time.
+    """The files model.h, model.c, README.md, those of RUNTIME, with vectors test_vectors.h: the same bytes each time.
 
     name: what symbols begin with, once reduced to letters and digits. UnsupportedError names a layer without C.
     """
@@ -46,11 +56,13 @@ def to_c(model: QuantizedModel, name: str, vectors: Vectors | None = None) -> di
         if tensor.params is not None and tensor.params.bits > 16:
             raise UnsupportedError(f"tensor {tensor.name!r} has {tensor.params.bits} bits; C takes 8 and 16")
     written = _Model(model, symbol(name))
-    runtime = resources.files("gemedge.export").joinpath("c_runtime", "gemedge.h").read_bytes()
+    runtime = resources.files("gemedge.export").joinpath("c_runtime")
     files = {"model.h": written.header(), "model.c": written.source(), "README.md": written.readme()}
     if vectors is not None:
         files["test_vectors.h"] = written.test_vectors(vectors)
-    return {file: text.encode("ascii") for file, text in files.items()} | {"gemedge.h": runtime}
+    return {file: text.encode("ascii") for file, text in files.items()} | {
+        file: runtime.joinpath(file).read_bytes() for file in RUNTIME
+    }
 
 
 def arena_size(model: QuantizedModel) -> int:

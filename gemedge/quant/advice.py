@@ -37,8 +37,7 @@ class Advice:
 
 def advise(probe: Probe, attribution: Attribution, saturated: Mapping[str, float]) -> list[Advice]:
     """Changes that gain something, the best first. saturated: the share of each layer's numbers beyond its format."""
-    total = probe.error(lambda _: ALL)
-    before = decibels(total)
+    before = decibels(probe.noise(probe.rounded))
     blamed = sorted(attribution.layers, key=lambda share: -max(share.forward, share.reverse))
     names = [name for share in blamed for name in share.layers][:_TRIED]
     names += [name for name, share in sorted(saturated.items(), key=lambda item: -item[1]) if share][:_TRIED]
@@ -87,7 +86,7 @@ def _for_layer(probe: Probe, name: str, saturated: float) -> Iterator[_Trial]:
             "rounding",
             "16 bits",
             f"{_quoted(name)} rounds its numbers to 8 bits{_why(probe, tensor, params)}: 16 bits there",
-            probe.error(lambda _: ALL, params={tensor: fine}),
+            _in_format(probe, name, tensor, fine),
         )
     if isinstance(layer, Convolution | Dense) and layer.weight.dtype == np.int8:
         yield _Trial(
@@ -95,7 +94,7 @@ def _for_layer(probe: Probe, name: str, saturated: float) -> Iterator[_Trial]:
             "weights",
             "16-bit weights",
             f"{_quoted(name)} rounds its weights to 8 bits: 16 bits for them",
-            probe.error(_less(name, "weights")),
+            probe.error(_less(name, "weights"), known=probe.before(name)),
         )
     if isinstance(layer, Interpolate | Lookup):
         yield _Trial(
@@ -103,7 +102,7 @@ def _for_layer(probe: Probe, name: str, saturated: float) -> Iterator[_Trial]:
             "kernel",
             "kernel",
             f"{_quoted(name)} takes {layer.function} from a table of {layer.table.size} entries: an exact kernel",
-            probe.error(_less(name, "kernel")),
+            probe.error(_less(name, "kernel"), known=probe.before(name)),
         )
 
 
@@ -112,7 +111,7 @@ def _ranges(probe: Probe, name: str, tensor: str, params: QuantParams, saturated
     values = probe.exact[tensor]
     low, high = _ends(params)
     if saturated >= _SEEN:
-        errors = {bits: probe.error(lambda _: ALL, params={tensor: _scaled(params, 2.0**bits)}) for bits in _WIDER}
+        errors = {bits: _in_format(probe, name, tensor, _scaled(params, 2.0**bits)) for bits in _WIDER}
         best = decibels(min(errors.values()))
         bits = next(bits for bits, error in errors.items() if decibels(error) >= best - _NEAR)
         more = "one integer bit" if bits == 1 else f"{bits} integer bits"
@@ -125,7 +124,7 @@ def _ranges(probe: Probe, name: str, tensor: str, params: QuantParams, saturated
         finer = _scaled(params, 2.0**-bits)
         more = "one fraction bit" if bits == 1 else f"{bits} fraction bits"
         text = f"{_quoted(name)} uses {100 * used:.2g}% of its range{_why(probe, tensor, params)}: {more} more"
-        yield _Trial(name, "rounding", "range", text, probe.error(lambda _: ALL, params={tensor: finer}), _ends(finer))
+        yield _Trial(name, "rounding", "range", text, _in_format(probe, name, tensor, finer), _ends(finer))
 
 
 def _loudest(probe: Probe, layer: Convolution | Dense) -> tuple[int, float]:
@@ -152,7 +151,7 @@ def _channels(probe: Probe, layer: Convolution | Dense) -> Iterator[_Trial]:
         f"channel {channel} of {_quoted(layer.name)} reaches {ratio:.0f} times the median"
         " channel: smaller weights there and larger ones behind"
     )
-    yield _Trial(layer.name, "rounding", "equalise", text, probe.error(causes))
+    yield _Trial(layer.name, "rounding", "equalise", text, probe.error(causes, known=probe.before(layer.name)))
 
 
 def _until_weighed(probe: Probe, tensor: str) -> tuple[set[str], set[str]]:
@@ -166,6 +165,11 @@ def _until_weighed(probe: Probe, tensor: str) -> tuple[set[str], set[str]]:
                 between.add(layer.name)
                 reached.add(layer.output)
     return between, weighing
+
+
+def _in_format(probe: Probe, name: str, tensor: str, params: QuantParams) -> float:
+    """The outputs' noise with another format for the tensor that a layer, or an input, gives."""
+    return probe.error(lambda _: ALL, params={tensor: params}, known=probe.before(name))
 
 
 def _part(value: float, end: float) -> float:

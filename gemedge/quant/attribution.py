@@ -57,36 +57,48 @@ class Attribution:
         return decibels(self.noise)
 
 
+def noise_over_signal(exact: np.ndarray, found: np.ndarray) -> float:
+    """The error's power over that of the exact numbers; where those are all 0, 1 for any error."""
+    signal, error = float(np.square(exact).sum()), float(np.square(found - exact).sum())
+    return error / signal if signal else float(error > 0)
+
+
 def decibels(noise: float) -> float:
     return inf if noise <= 0 else -10 * log10(noise)
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The model on one set of samples: the float tensors are kept, everything else is emulated when asked.
+    """The model on one set of samples: what it gives with no cause on and with all, and any other way when asked.
 
-    inputs: arrays by the model's names, few samples; integers: the outputs by the float model's names, dequantized.
+    inputs: arrays by the model's names, few samples. exact, rounded: all tensors by name, as float64.
     """
 
     model: QuantizedModel
     reals: Mapping[str, Real]
     inputs: Mapping[str, np.ndarray]
     exact: Mapping[str, np.ndarray]
+    rounded: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, model: QuantizedModel, reals: Mapping[str, Real], inputs: Mapping[str, np.ndarray]) -> "Probe":
-        exact = emulate(model, reals, inputs, lambda _: NONE, keep=list(model.tensors))
-        return cls(model, reals, inputs, exact)
+        exact, rounded = (
+            emulate(model, reals, inputs, _everywhere(on), keep=list(model.tensors)) for on in (NONE, ALL)
+        )
+        return cls(model, reals, inputs, exact, rounded)
 
     def noise(self, outputs: Mapping[str, np.ndarray]) -> float:
         """Of output tensors, by tensor name, over the float outputs' signal."""
         names = dict.fromkeys(self.model.outputs.values())
-        ratios = []
-        for name in names:
-            signal = float(np.square(self.exact[name]).sum())
-            error = float(np.square(outputs[name] - self.exact[name]).sum())
-            ratios.append(error / signal if signal else (inf if error else 0.0))
-        return float(np.mean(ratios))
+        return float(np.mean([noise_over_signal(self.exact[name], outputs[name]) for name in names]))
+
+    def before(self, layer: str) -> dict[str, np.ndarray]:
+        """The rounded tensors that are there when a layer is run; none for an input's name."""
+        names = [each.name for each in self.model.layers]
+        if layer not in names:
+            return {}
+        made = [*self.model.inputs, *(each.output for each in self.model.layers[: names.index(layer)])]
+        return {name: self.rounded[name] for name in made}
 
     def error(self, causes: Callable[[str], Causes], **changes: Mapping) -> float:
         """The outputs' noise with these causes at each layer and these changes of `emulate`."""
@@ -96,7 +108,7 @@ class Probe:
 def attribute(probe: Probe, integers: Mapping[str, np.ndarray]) -> Attribution:
     """The shares of causes and layers. integers: the simulated outputs, dequantized, by tensor name."""
     noise = probe.noise(integers)
-    total = probe.error(lambda _: ALL)
+    total = probe.noise(probe.rounded)
     falling, rising = (
         _steps([probe.error(_everywhere(on)) for on in _sets(order)]) for order in (CAUSES, CAUSES[::-1])
     )
@@ -120,13 +132,12 @@ def _everywhere(on: Causes) -> Callable[[str], Causes]:
 def _layers(probe: Probe) -> list[Share]:
     """Each part's share; tensors before the part that changes are known and not run again."""
     parts = _parts(probe.model)
-    quantized = emulate(probe.model, probe.reals, probe.inputs, lambda _: ALL, keep=list(probe.model.tensors))
     forward, reverse = [], []
     for index in range(len(parts) + 1):
         exact = {name for part in parts[:index] for name in part}
         forward.append(probe.error(_without(exact), known=_before(probe, probe.exact, parts, index)))
         behind = {name for part in parts[index:] for name in part}
-        reverse.append(probe.error(_without(behind), known=_before(probe, quantized, parts, index)))
+        reverse.append(probe.error(_without(behind), known=_before(probe, probe.rounded, parts, index)))
     falling, rising = _steps(forward), [-step for step in _steps(reverse)]
     largest = sorted(range(len(parts)), key=lambda i: -(falling[i] + rising[i]))[:_SPLIT]
     return [

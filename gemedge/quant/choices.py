@@ -9,10 +9,9 @@ from gemedge.activation import Activation, Branch
 from gemedge.fixed import dequantize, quantize
 from gemedge.kernel import FixedActivation
 from gemedge.methods import compare
-from gemedge.model import QuantizedModel
 from gemedge.operators import Activate
 from gemedge.quant.attribution import Probe, decibels
-from gemedge.quant.emulate import ALL, emulate
+from gemedge.quant.emulate import ALL
 
 _RELU = Activation.rational(negative=Branch(), positive=Branch(slope=Fraction(1)))
 
@@ -35,7 +34,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Alternatives:
     """An activation layer and the ways to compute it, the network's own first."""
 
     layer: str
@@ -43,11 +42,11 @@ class Choice:
     ways: tuple[Way, ...]
 
 
-def choices(layer: Activate, model: QuantizedModel, probe: Probe) -> Choice:
+def alternatives(layer: Activate, probe: Probe) -> Alternatives:
     """The kernel, the tables that exist for its formats, and ReLU in its place."""
+    model = probe.model
     given, made = model.tensors[layer.inputs[0]].quantized, model.tensors[layer.output].quantized
-    (numbers,) = emulate(probe.model, probe.reals, probe.inputs, lambda _: ALL, keep=layer.inputs).values()
-    codes = quantize(numbers, given)
+    codes = quantize(probe.rounded[layer.inputs[0]], given)
     exact = np.asarray(layer.activation(dequantize(codes, given))) / made.scale + made.zero_point
     exact = np.clip(exact, made.raw_min, made.raw_max)
     ways = []
@@ -58,7 +57,7 @@ def choices(layer: Activate, model: QuantizedModel, probe: Probe) -> Choice:
         )
     relu = FixedActivation(_RELU, given, made)(codes)
     ways.append(_way(layer, probe, "ReLU instead", relu, exact, 0, int(given.scale != made.scale), 0))
-    return Choice(layer.name, str(layer.activation), tuple(ways))
+    return Alternatives(layer.name, str(layer.activation), tuple(ways))
 
 
 def _way(
@@ -66,6 +65,6 @@ def _way(
 ) -> Way:
     error = np.abs(found - exact)
     made = probe.model.tensors[layer.output].quantized
-    known = {layer.output: dequantize(found, made)}
+    known = probe.before(layer.name) | {layer.output: dequantize(found, made)}
     sqnr = decibels(probe.error(lambda _: ALL, known=known))
     return Way(name, float(error.max()), float(error.mean()), sqnr, flash, times, reads)

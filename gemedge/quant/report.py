@@ -6,20 +6,19 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from gemedge.errors import DataError
 from gemedge.fixed import dequantize
 from gemedge.model import QuantizedModel
 from gemedge.operators import Activate
 from gemedge.quant.advice import Advice, advise
-from gemedge.quant.attribution import Attribution, Probe, attribute, decibels
-from gemedge.quant.choices import Choice, choices
+from gemedge.quant.attribution import Attribution, Probe, attribute, decibels, noise_over_signal
+from gemedge.quant.choices import Alternatives, alternatives
 from gemedge.quant.compare import Comparison, TensorError
-from gemedge.quant.quantize import reals_of
+from gemedge.quant.lower.lowering import Real
 from gemedge.quant.simulate import simulate
 
-_MOST_CHOICES = 24  # activations, in a deep network the first
+_MOST_CHOICES = 64  # activations, in a deep network the first; the report says how many there are
 _MOST_SHOWN = 64  # outputs of the worst sample
 
 
@@ -52,7 +51,8 @@ class Worst:
 class Report:
     """sqnr: of the outputs over all samples, in dB. probed: samples that the attribution and the advice ran on.
 
-    operators: what each layer is, by its name.
+    operators: what each layer is, by its name. activations: how many GEM and SE-GEM layers there are, of which
+    choices covers the first.
     """
 
     scheme: str
@@ -67,7 +67,8 @@ class Report:
     attribution: Attribution
     probed: int
     advice: tuple[Advice, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[Alternatives, ...]
+    activations: int
 
     @property
     def headline(self) -> str:
@@ -83,7 +84,7 @@ class Report:
 
 
 def report(
-    model: ir.Model,
+    reals: Mapping[str, Real],
     quantized: QuantizedModel,
     comparison: Comparison,
     probe_inputs: Mapping[str, np.ndarray],
@@ -91,10 +92,10 @@ def report(
 ) -> Report:
     """The report on a comparison of both models.
 
-    model: the prepared float model that quantized was made of. probe_inputs: a few samples by the model's input
-    names, which the attribution runs on. labels: integers [samples], or None. Raises ModelError and DataError.
+    reals: what quantized's constants stood for, as `reals_of` finds. probe_inputs: a few samples by the model's input
+    names, which the attribution runs on. labels: integers [samples], or None. Raises DataError.
     """
-    probe = Probe.of(quantized, reals_of(model, quantized), probe_inputs)
+    probe = Probe.of(quantized, reals, probe_inputs)
     raw = simulate(quantized, probe_inputs, raw=True)
     integers = {
         tensor: dequantize(raw[name], quantized.tensors[tensor].quantized) for name, tensor in quantized.outputs.items()
@@ -123,7 +124,8 @@ def report(
         attribution=attribution,
         probed=len(next(iter(probe_inputs.values()))),
         advice=tuple(advise(probe, attribution, saturated)),
-        choices=tuple(choices(layer, quantized, probe) for layer in gems[:_MOST_CHOICES]),
+        choices=tuple(alternatives(layer, probe) for layer in gems[:_MOST_CHOICES]),
+        activations=len(gems),
     )
 
 
@@ -132,9 +134,9 @@ def noise_of(comparison: Comparison) -> tuple[float, int, float]:
     ratios, by_sample = [], []
     for name, exact in comparison.exact.items():
         wide = exact.astype(np.float64).reshape(len(exact), -1)
-        error = np.square(comparison.found[name].reshape(len(exact), -1) - wide).sum(1)
-        signal = np.square(wide).sum(1)
-        ratios.append(error.sum() / signal.sum() if signal.any() else float(error.any()))
+        found = comparison.found[name].reshape(len(exact), -1)
+        error, signal = np.square(found - wide).sum(1), np.square(wide).sum(1)
+        ratios.append(noise_over_signal(wide, found))
         by_sample.append(error / np.where(signal > 0, signal, 1.0))
     worst = np.mean(by_sample, axis=0)
     place = int(np.argmax(worst))
