@@ -1,6 +1,7 @@
 # make demo   the main job on real data, from training to integers, in about a minute
 # make test   ruff, the type checker and the tests
-# Both make .venv first and install what they need into it; a second run starts at once.
+# make test-all   the exhaustive tests: more targets, which need compilers and emulators that pip does not have
+# All make .venv first and install what they need into it; a second run starts at once.
 
 PYTHON ?= python3
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
@@ -15,7 +16,7 @@ TORCH_INDEX ?=
 # Threads of numeric libraries gain nothing on small models, and lose much where tests run side by side.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test test-all lint bench fuzz clean
 
 demo: $(INSTALLED)
 	@echo "gemedge: running examples/demo.py; its files go to ./demo"
@@ -23,7 +24,11 @@ demo: $(INSTALLED)
 
 test: lint
 	@echo "gemedge: pytest with $(JOBS) workers"
-	@$(BIN)/python -m pytest --numprocesses $(JOBS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not exhaustive"
+
+test-all: $(INSTALLED)
+	@echo "gemedge: exhaustive tests with $(JOBS) workers"
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m exhaustive
 
 lint: $(INSTALLED)
 	@echo "gemedge: ruff and mypy"
