@@ -5,7 +5,8 @@ included; inputs are live from before the first layer (-1), outputs to after the
 live at the same time shares no byte, but where a layer works in place: its output then takes over an input's bytes.
 Integers keep their number and width in any layout, so the plan holds for channels first and channels last.
 
-A Constant stays in flash, and so does a Reshape of it, unless the network gives it out.
+A Constant stays in flash, and so does a Reshape of it, unless the network gives it out or a layer reads it that has
+no other input: only layers with several inputs read flash and RAM alike.
 """
 
 import math
@@ -193,15 +194,16 @@ class _Block:
 
 
 def _stored(model: QuantizedModel) -> dict[str, str]:
-    """Tensors that are a Constant or a Reshape of one, and which; a Constant that becomes an output is not."""
+    """Tensors that are a Constant or a Reshape of one, and which, where only layers with several inputs read them."""
     held: dict[str, str] = {}
     for layer in model.layers:
         if isinstance(layer, Constant):
             held[layer.output] = layer.output
         elif isinstance(layer, Reshape) and layer.inputs[0] in held:
             held[layer.output] = held[layer.inputs[0]]
-    given_out = {held[name] for name in model.outputs.values() if name in held}
-    return {name: constant for name, constant in held.items() if constant not in given_out}
+    alone = (layer.inputs[0] for layer in model.layers if len(layer.inputs) == 1 and layer.output not in held)
+    copied = {held[name] for name in (*model.outputs.values(), *alone) if name in held}
+    return {name: constant for name, constant in held.items() if constant not in copied}
 
 
 def _lives(model: QuantizedModel, stored: Mapping[str, str]) -> dict[str, _Life]:

@@ -89,7 +89,7 @@ class Constants:
                 name += "_"
             self._taken.add(name)
             self._names[key] = name
-            self._lines.append(f"static const {ctype} {name}{size} = {value};")
+            self._lines.append(f"static const GEMEDGE_FLASH {ctype} {name}{size} = {value};")
         return self._names[key]
 
 
