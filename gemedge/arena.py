@@ -94,8 +94,8 @@ def plan(
     wanted = {name: size for name, size in (scratch or {}).items() if size}
     if unknown := wanted.keys() - {layer.name for layer in model.layers}:
         raise FormatError(f"scratch for {sorted(unknown)[0]!r}, which is no layer")
-    stored = _stored(model)
-    lives = _lives(model, stored)
+    held = stored(model)
+    lives = _lives(model, held)
     blocks = _blocks(model, lives, set(moved))
     needs = [_Need(i, _rounded(size, alignment), wanted[layer.name]) for i, layer, size in _scratches(model, wanted)]
     everything = [_Span(block.size(alignment), block.first, block.last) for block in blocks]
@@ -113,7 +113,7 @@ def plan(
             Placement(model.layers[need.at].name, offset, need.asked, need.at, need.at)
             for need, offset in zip(needs, behind, strict=True)
         ),
-        stored,
+        held,
         max((offset + span.size for offset, span in zip(offsets, everything, strict=True)), default=0),
         _most_live(everything, len(model.layers)),
         alignment,
@@ -193,7 +193,7 @@ class _Block:
         return _rounded(max(life.size for life, _ in self.lives), alignment)
 
 
-def _stored(model: QuantizedModel) -> dict[str, str]:
+def stored(model: QuantizedModel) -> dict[str, str]:
     """Tensors that are a Constant or a Reshape of one, and which, where only layers with several inputs read them."""
     held: dict[str, str] = {}
     for layer in model.layers:
