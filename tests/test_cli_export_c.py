@@ -19,7 +19,8 @@ from gemedge.export import to_c
 from gemedge.fixed import Rounding
 from gemedge.quant.quantize import quantize
 
-NAMES = sorted(to_c.FILES)
+OWN = ["CMakeLists.txt", "README.md", "gemedge_float.h", "model.c", "model.h", "model_float.h"]
+NAMES = sorted([*OWN, *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
 
 
 def gemedge(*arguments: object) -> int:
@@ -79,6 +80,9 @@ def damaged(path):
     [
         (["--gem", "custom"], None, 2, "--gem is not for --format c"),
         (["--opset", "18"], None, 2, "--opset is not for --format c"),
+        (["--vectors", "3"], None, 2, "--vectors needs --data, which they come from"),
+        (["--project", "make"], None, 2, "'make' is not one of 'cmake', 'arduino', 'zephyr'"),
+        (["--data", "missing.npz"], None, 5, "missing.npz"),
         ([], damaged, 3, "my-net.gemq: "),
         ([], lambda path: path.write_bytes(b"x" * 100), 3, "my-net.gemq: "),
         ([], lambda path: path.unlink(), 3, "my-net.gemq"),

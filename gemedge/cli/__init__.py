@@ -28,6 +28,7 @@ COMMANDS = {
     "quantize": "Turn a model into integers, with data to find its ranges.",
     "report": "Say how far integers are from the float model, why, and what to change.",
     "simulate": "Run a quantized model with integers only.",
+    "verify": "Compare the log of a board with the simulator.",
 }
 
 

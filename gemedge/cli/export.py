@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from gemedge.capture import Captured
     from gemedge.export import Exported
 
-_OF_C = ("model", "format_", "output", "force", "as_json", "quiet")
+_OF_BOTH = ("model", "format_", "output", "force", "as_json", "quiet")
+_OF_C = ("project", "data", "vectors")
 _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -38,6 +39,17 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 @options.model_options
 @click.option("--external-data", is_flag=True, help="Put the weights into a file beside the model.")
 @click.option("--no-check", is_flag=True, help="Do not compare with the original.")
+@click.option(
+    "--project",
+    type=click.Choice(["cmake", "arduino", "zephyr"]),
+    default="cmake",
+    show_default=True,
+    help="What the folder of C is for.",
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Adds a self-test to C, with inputs from a .npy or .npz file."
+)
+@click.option("--vectors", type=click.IntRange(1), metavar="N", help="Samples of the self-test.  [default: up to 4]")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -54,6 +66,9 @@ def command(
     trust: bool,
     external_data: bool,
     no_check: bool,
+    project: str,
+    data: Path | None,
+    vectors: int | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -65,9 +80,9 @@ def command(
 
     With --format c, MODEL is a .gemq file and the output a folder: C99 sources that give simulate's integers.
     """
+    _refuse_options_of_others(format_)
     if format_ == "c":
-        _refuse_options_of_onnx()
-        export_c.write(model, output, force=force, as_json=as_json, quiet=quiet)
+        export_c.write(model, output, project, data, vectors, force=force, as_json=as_json, quiet=quiet)
         return
     from gemedge import files
     from gemedge.capture import capture
@@ -107,12 +122,12 @@ def command(
         _print(exported, target, gem)
 
 
-def _refuse_options_of_onnx() -> None:
+def _refuse_options_of_others(format_: str) -> None:
     context = click.get_current_context()
     for parameter in context.command.params:
         given = parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        if given and parameter.name not in _OF_C:
-            raise UsageError(f"{parameter.opts[0]} is not for --format c")
+        if given and parameter.name not in _OF_BOTH and (parameter.name in _OF_C) != (format_ == "c"):
+            raise UsageError(f"{parameter.opts[0]} is not for --format {format_}")
 
 
 def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) -> dict[str, Any]:

@@ -1,22 +1,46 @@
 """gemedge export --format c: a quantized model in, a folder of C sources out."""
 
+import math
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemedge.cli import console
-from gemedge.errors import about
+from gemedge.errors import DataError, UsageError, about
+
+if TYPE_CHECKING:
+    from gemedge.export.c_selftest import Vectors
+    from gemedge.model import QuantizedModel
+
+_SAMPLES, _NUMBERS = 4, 1 << 14  # of a self-test where nobody says how many: so few that they fit beside a model
 
 
-def write(model: Path, output: Path | None, *, force: bool, as_json: bool, quiet: bool) -> None:
-    """Write the sources of a .gemq file into a folder, all or none."""
+def write(
+    model: Path,
+    output: Path | None,
+    project: str,
+    data: Path | None,
+    samples: int | None,
+    *,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the sources of a .gemq file into a folder, all or none. data: what a self-test's samples come from."""
     from gemedge import files, model_file
     from gemedge.capture.archive import open_bytes
     from gemedge.export import to_c
 
+    if samples is not None and data is None:
+        raise UsageError("--vectors needs --data, which they come from")
     folder = output or model.with_name(f"{model.stem}_c")
-    files.refuse_folder(folder, to_c.FILES, force=force, inputs=(model,))
+    files.refuse_folder(folder, (), force=force)
     with about(model):
         quantized = model_file.load(open_bytes(model))
-        sources = to_c.to_c(quantized, model.stem)
+    vectors = None if data is None else _vectors(quantized, data, samples)
+    with about(model):
+        sources = to_c.to_c(quantized, model.stem, vectors, project)  # type: ignore[arg-type]
+    files.refuse_folder(folder, sources, force=force, inputs=(model, data) if data else (model,))
     files.write_folder(folder, sources, force=force)
     name = to_c.symbol(model.stem)
     sizes = {str(folder / file): len(content) for file, content in sources.items()}
@@ -26,3 +50,20 @@ def write(model: Path, output: Path | None, *, force: bool, as_json: bool, quiet
     elif not quiet:
         rows = [("function", f"{name}_run"), ("layers", str(len(quantized.layers))), ("arena", f"{arena:,} bytes")]
         console.print_fields(rows + [("file", f"{path}, {size:,} bytes") for path, size in sizes.items()])
+
+
+def _vectors(model: "QuantizedModel", data: Path, samples: int | None) -> "Vectors":
+    """The first samples of the data, and what the simulator gives for them."""
+    from gemedge.cli.simulate import opened
+    from gemedge.export.c_selftest import Vectors
+    from gemedge.quant.simulate import border, entered, simulate
+
+    ends = (*model.inputs, *model.outputs.values())
+    numbers = sum(math.prod(model.tensors[name].shape) for name in ends)
+    wanted = samples or min(_SAMPLES, max(1, _NUMBERS // max(numbers, 1)))
+    batches = opened(model, data, batch=wanted, limit=wanted)
+    if samples and batches.samples != samples:
+        raise DataError(f"{data}: --vectors {samples} of {batches.samples} samples")
+    given = next(iter(batches))
+    with about(data):
+        return Vectors(entered(model, border(model, given), Counter()), simulate(model, given, raw=True))

@@ -16,6 +16,7 @@ from gemedge.errors import about
 
 if TYPE_CHECKING:
     from gemedge.model import QuantizedModel
+    from gemedge.quant.batches import Data
 
 
 @click.command("simulate", short_help="Run a quantized model with integers only.")
@@ -46,17 +47,13 @@ def command(
     """Write the outputs of MODEL, a .gemq file, for data, as .npz under the names of the float model's outputs."""
     from gemedge import files, model_file
     from gemedge.capture.archive import open_bytes
-    from gemedge.quant.batches import Input, open_data
     from gemedge.quant.simulate import simulate
 
     target = output or model.with_suffix(".out.npz")
     files.refuse_existing(target, force=force, inputs=(model, data))
     with about(model):
         quantized = model_file.load(open_bytes(model))
-    tensors = [quantized.tensors[name] for name in quantized.inputs]
-    kinds = [np.dtype(np.float32 if tensor.params else np.int64) for tensor in tensors]
-    inputs = tuple(Input(t.name, (None, *t.shape), kind) for t, kind in zip(tensors, kinds, strict=True))
-    batches = open_data(data, inputs, batch=batch, limit=limit)
+    batches = opened(quantized, data, batch=batch, limit=limit)
     for remark in batches.notes:
         console.note(remark, quiet=quiet)
     parts: list[dict[str, np.ndarray]] = []
@@ -74,6 +71,16 @@ def command(
         shown = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in results.items())
         cut = _saturated(quantized, saturated, done)
         console.print_fields([("samples", f"{done:,}"), ("saturated", cut), ("arrays", shown), ("file", str(target))])
+
+
+def opened(model: "QuantizedModel", data: Path, *, batch: int, limit: int | None) -> "Data":
+    """The data's samples as the model's inputs."""
+    from gemedge.quant.batches import Input, open_data
+
+    tensors = [model.tensors[name] for name in model.inputs]
+    kinds = [np.dtype(np.float32 if tensor.params else np.int64) for tensor in tensors]
+    inputs = tuple(Input(t.name, (None, *t.shape), kind) for t, kind in zip(tensors, kinds, strict=True))
+    return open_data(data, inputs, batch=batch, limit=limit)
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
