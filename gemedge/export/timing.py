@@ -19,6 +19,7 @@ from typing import Any
 
 from gemedge.errors import PromiseError, ToolError
 from gemedge.export.machine import Blocks, Machine
+from gemedge.targets import Cycles
 
 Span = tuple[int, int]  # of cycles
 TIMED = ("cortex-m0plus", "cortex-m3", "cortex-m4")
@@ -42,14 +43,6 @@ _M3 = {
     **dict.fromkeys(("SMLAL", "UMLAL"), (4, 7)),
 }
 _M4 = _BOTH  # multiplications take one cycle
-
-
-@dataclass(frozen=True, slots=True)
-class Cycles:
-    """At least low and at most high, both included."""
-
-    low: int
-    high: int
 
 
 @dataclass(frozen=True, slots=True)
