@@ -22,7 +22,10 @@ ROOMS = {
         {"core", "capture", "quant"},
         {"numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors", "dask"},
     ),
-    "export": ({"core", "capture", "export"}, {"numpy", "onnx", "onnx_ir", "onnxruntime", "safetensors"}),
+    "export": (
+        {"core", "capture", "export"},
+        {"numpy", "onnx", "onnx_ir", "onnxruntime", "safetensors", "flatbuffers", "tflite_micro"},
+    ),
     "cli": ({"core", "nn", "capture", "quant", "export", "cli"}, {"numpy", "click", "rich", "matplotlib"}),
 }
 WRITERS = {"cli", "nn"}

@@ -1,4 +1,4 @@
-"""gemedge export: a model file in, a checked ONNX file out; or a quantized model in, C out."""
+"""gemedge export: a model file in, a checked ONNX or TensorFlow Lite file out; or a quantized model in, C out."""
 
 from collections import Counter
 from contextlib import ExitStack
@@ -8,31 +8,33 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from gemedge.cli import console, export_c, options
+from gemedge.cli import console, export_c, export_tflite, options
 from gemedge.errors import UsageError, about
 
 if TYPE_CHECKING:
     from gemedge.capture import Captured
     from gemedge.export import Exported
 
-_OF_C = ("model", "format_", "output", "force", "as_json", "quiet")
+_EVERYWHERE = ("model", "format_", "output", "force", "as_json", "quiet")
+_OF_TFLITE = (*_EVERYWHERE, "gem", "no_check")
+_FORMS = {"onnx": ("function", "primitive", "custom"), "tflite": ("table", "float", "custom")}
 _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
-@click.command("export", short_help="Write a model as ONNX, checked against the original, or as C.")
-@click.option("--format", "format_", type=click.Choice(["onnx", "c"]), default="onnx", show_default=True)
+@click.command("export", short_help="Write a model as ONNX or TensorFlow Lite, checked, or as C.")
+@click.option("--format", "format_", type=click.Choice(["onnx", "tflite", "c"]), default="onnx", show_default=True)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, readable=False),
-    help="The file to write; of C, the folder.  [default: MODEL with .onnx, or with _c]",
+    help="The file to write; of C, the folder.  [default: MODEL with .onnx, .tflite or _c]",
 )
 @click.option(
     "--gem",
-    type=click.Choice(["function", "primitive", "custom"]),
-    default="function",
-    show_default=True,
-    help="An activation as a node with a function body, as standard operators, or as the node alone.",
+    type=click.Choice(["function", "primitive", "custom", "table", "float"]),
+    help="An activation in ONNX: a node with a function body (the default), standard operators, or the node alone;"
+    " in TensorFlow Lite: a table, float operators, or one operator whose kernel is written beside the file."
+    "  [default: table at 8 bits, float at 16]",
 )
 @click.option("--opset", type=click.IntRange(17, 23), help="ONNX opset.  [default: 18; an ONNX file's own]")
 @options.model_options
@@ -45,7 +47,7 @@ def command(
     model: Path,
     format_: str,
     output: Path | None,
-    gem: str,
+    gem: str | None,
     opset: int | None,
     shapes: tuple[str, ...],
     example: Path | None,
@@ -64,11 +66,19 @@ def command(
     a TorchScript archive, or an ONNX file; its bytes tell which. No code of it runs unless --trust is given.
 
     With --format c, MODEL is a .gemq file and the output a folder: C99 sources that give simulate's integers.
+    With --format tflite, MODEL is any of these, and the file runs in LiteRT and TensorFlow Lite Micro.
     """
     if format_ == "c":
-        _refuse_options_of_onnx()
+        _refuse_others(format_, _EVERYWHERE)
         export_c.write(model, output, force=force, as_json=as_json, quiet=quiet)
         return
+    if gem is not None and gem not in _FORMS[format_]:
+        raise UsageError(f"--gem {gem} is not for --format {format_}; that takes {', '.join(_FORMS[format_])}")
+    if format_ == "tflite" and export_tflite.is_quantized(model):
+        _refuse_others("tflite of a quantized model", _OF_TFLITE)
+        export_tflite.write(model, output, gem, check=not no_check, force=force, as_json=as_json, quiet=quiet)
+        return
+    form = gem or "function"
     from gemedge import files
     from gemedge.capture import capture
     from gemedge.capture.archive import open_bytes
@@ -91,7 +101,7 @@ def command(
             exported = export_checked(
                 captured,
                 "onnx",
-                gem=gem,
+                gem=form,
                 external_data=external_data,
                 name=target.name,
                 check=not no_check,
@@ -102,17 +112,18 @@ def command(
         contents = {target.with_name(name): content for name, content in exported.files.items()}
         files.write(contents, force=force)
     if as_json:
-        console.print_json(_summary(exported, list(contents), gem, format_))
+        console.print_json(_summary(exported, list(contents), form, format_))
     elif not quiet:
-        _print(exported, target, gem)
+        _print(exported, target, form)
 
 
-def _refuse_options_of_onnx() -> None:
+def _refuse_others(what: str, allowed: tuple[str, ...]) -> None:
+    """UsageError for an option given on the command line that is not one of these."""
     context = click.get_current_context()
     for parameter in context.command.params:
         given = parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        if given and parameter.name not in _OF_C:
-            raise UsageError(f"{parameter.opts[0]} is not for --format c")
+        if given and parameter.name not in allowed:
+            raise UsageError(f"{parameter.opts[0]} is not for --format {what}")
 
 
 def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) -> dict[str, Any]:
