@@ -1,4 +1,4 @@
-"""gemedge export: a model file in, a checked ONNX file out; or a quantized model in, C out."""
+"""gemedge export: a model file in, a checked ONNX or TensorFlow Lite file out; or a quantized model in, C out."""
 
 from collections import Counter
 from contextlib import ExitStack
@@ -8,32 +8,40 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from gemedge.cli import console, export_c, options
+from gemedge.cli import console, export_c, export_tflite, options
 from gemedge.errors import UsageError, about
 
 if TYPE_CHECKING:
     from gemedge.capture import Captured
     from gemedge.export import Exported
 
-_OF_BOTH = ("model", "format_", "output", "force", "as_json", "quiet")
-_OF_C = ("project", "data", "vectors")
+# What is written, and the options that it takes.
+_EVERYWHERE = ("model", "format_", "output", "force", "as_json", "quiet")
+_OF_FLOAT = ("gem", "opset", "shapes", "example", "arch", "allow", "trust", "external_data", "no_check")
+_TAKES = {
+    "c": (*_EVERYWHERE, "project", "data", "vectors"),
+    "onnx": (*_EVERYWHERE, *_OF_FLOAT),
+    "tflite": (*_EVERYWHERE, *_OF_FLOAT),
+    "tflite of a quantized model": (*_EVERYWHERE, "gem", "no_check"),
+}
+_FORMS = {"onnx": ("function", "primitive", "custom"), "tflite": ("table", "float", "custom")}
 _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
-@click.command("export", short_help="Write a model as ONNX, checked against the original, or as C.")
-@click.option("--format", "format_", type=click.Choice(["onnx", "c"]), default="onnx", show_default=True)
+@click.command("export", short_help="Write a model as ONNX or TensorFlow Lite, checked, or as C.")
+@click.option("--format", "format_", type=click.Choice(["onnx", "tflite", "c"]), default="onnx", show_default=True)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, readable=False),
-    help="The file to write; of C, the folder.  [default: MODEL with .onnx, or with _c]",
+    help="The file to write; of C, the folder.  [default: MODEL with .onnx, .tflite or _c]",
 )
 @click.option(
     "--gem",
-    type=click.Choice(["function", "primitive", "custom"]),
-    default="function",
-    show_default=True,
-    help="An activation as a node with a function body, as standard operators, or as the node alone.",
+    type=click.Choice(["function", "primitive", "custom", "table", "float"]),
+    help="An activation in ONNX: a node with a function body (the default), standard operators, or the node alone;"
+    " in TensorFlow Lite: a table, float operators, or one operator whose kernel is written beside the file."
+    "  [default: table at 8 bits, float at 16]",
 )
 @click.option("--opset", type=click.IntRange(17, 23), help="ONNX opset.  [default: 18; an ONNX file's own]")
 @options.model_options
@@ -57,7 +65,7 @@ def command(
     model: Path,
     format_: str,
     output: Path | None,
-    gem: str,
+    gem: str | None,
     opset: int | None,
     shapes: tuple[str, ...],
     example: Path | None,
@@ -79,11 +87,21 @@ def command(
     a TorchScript archive, or an ONNX file; its bytes tell which. No code of it runs unless --trust is given.
 
     With --format c, MODEL is a .gemq file and the output a folder: C99 sources that give simulate's integers.
+    With --format tflite, MODEL is any of these, and the file runs in LiteRT and TensorFlow Lite Micro.
     """
-    _refuse_options_of_others(format_)
+    destination = (
+        f"{format_} of a quantized model" if format_ == "tflite" and export_tflite.is_quantized(model) else format_
+    )
+    _refuse_others(destination)
     if format_ == "c":
         export_c.write(model, output, project, data, vectors, force=force, as_json=as_json, quiet=quiet)
         return
+    if gem is not None and gem not in _FORMS[format_]:
+        raise UsageError(f"--gem {gem} is not for --format {format_}; that takes {', '.join(_FORMS[format_])}")
+    if destination == "tflite of a quantized model":
+        export_tflite.write(model, output, gem, check=not no_check, force=force, as_json=as_json, quiet=quiet)
+        return
+    form = gem or "function"
     from gemedge import files
     from gemedge.capture import capture
     from gemedge.capture.archive import open_bytes
@@ -106,7 +124,7 @@ def command(
             exported = export_checked(
                 captured,
                 "onnx",
-                gem=gem,
+                gem=form,
                 external_data=external_data,
                 name=target.name,
                 check=not no_check,
@@ -117,17 +135,18 @@ def command(
         contents = {target.with_name(name): content for name, content in exported.files.items()}
         files.write(contents, force=force)
     if as_json:
-        console.print_json(_summary(exported, list(contents), gem, format_))
+        console.print_json(_summary(exported, list(contents), form, format_))
     elif not quiet:
-        _print(exported, target, gem)
+        _print(exported, target, form)
 
 
-def _refuse_options_of_others(format_: str) -> None:
+def _refuse_others(destination: str) -> None:
+    """UsageError for an option given on the command line that this destination does not take."""
     context = click.get_current_context()
     for parameter in context.command.params:
         given = parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        if given and parameter.name not in _OF_BOTH and (parameter.name in _OF_C) != (format_ == "c"):
-            raise UsageError(f"{parameter.opts[0]} is not for --format {format_}")
+        if given and parameter.name not in _TAKES[destination]:
+            raise UsageError(f"{parameter.opts[0]} is not for --format {destination}")
 
 
 def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) -> dict[str, Any]:
