@@ -3,7 +3,7 @@
 import numpy as np
 
 from gemedge.export.integer_sums import Sum, Term, settled, stored
-from gemedge.export.onnx_writer import Writer, held_as, offset_of, zero_of
+from gemedge.export.onnx_writer import Writer, narrow, offset_of, widened, zero_of
 from gemedge.model import uses_gemmlowp
 from gemedge.moving import Concatenate
 from gemedge.operators import Activate, Choose, Combine, GemmlowpSum, Interpolate, Lookup, Multiply, Tensor
@@ -73,7 +73,7 @@ def concatenate(to: Writer, layer: Concatenate, given: list[Tensor], made: Tenso
 
 def centred(to: Writer, tensor: Tensor, value: str) -> str:
     """A tensor's value less its zero point, as int32."""
-    wide = value if held_as(tensor) is np.int32 else to.cast(value, np.int32)
+    wide = value if to.held(tensor) is np.int32 else to.cast(value, np.int32)
     return to.add_constant(wide, -zero_of(tensor), np.int32)
 
 
@@ -92,11 +92,10 @@ def _each_stored(to: Writer, layer: Choose | Concatenate, given: list[Tensor], m
 
 def _by_table(to: Writer, given: Tensor, made: Tensor, outputs: np.ndarray) -> str:
     """outputs: for all codes from the lowest on. A negative index counts from the table's end, as a negative code."""
-    kind = np.uint8 if held_as(made) is np.uint8 else np.int16
     index = to.values[given.name]
-    if held_as(given) is np.uint8:
-        index = to.cast(index, np.int32)
-    else:
+    if offset_of(given) == 0:
         outputs = np.roll(outputs, -given.quantized.raw_min)
-    found = gathered(to, to.constant(outputs.astype(np.int64) + offset_of(made), kind), index, made.shape)
-    return found if kind is np.uint8 else to.cast(found, np.int32)
+    if to.held(given) is not np.int32:
+        index = to.cast(index, np.int32)
+    table = to.constant(outputs.astype(np.int64) + offset_of(made), narrow(made))
+    return widened(to, gathered(to, table, index, made.shape), made)

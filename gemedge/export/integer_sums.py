@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gemedge.export.onnx_writer import Writer, held_as, offset_of, zero_of
+from gemedge.export.onnx_writer import Writer, offset_of, zero_of
 from gemedge.operators import Tensor
 
 _MANTISSA_BITS = 31  # gemmlowp's high multiply
@@ -123,7 +123,7 @@ def _twice_rounded(to: Writer, numbers: Sum, mantissa: np.ndarray, shift: np.nda
 
 def _saturated(to: Writer, found: Guarded, made: Tensor) -> str:
     """In the tensor's type. A cast to a narrower type keeps the low bits: a guard of whole 256s goes by itself."""
-    params, kind = made.quantized, held_as(made)
+    params, kind = made.quantized, to.held(made)
     low, high = (end + offset_of(made) for end in (params.raw_min, params.raw_max))
     if found.guard.size > 1 or int(found.guard) < -low:
         signed = to.add("Add", to.cast(found.value, np.int64), to.constant(-found.guard, np.int64))

@@ -4,7 +4,7 @@ import numpy as np
 
 from gemedge.export.integer_elementwise import centred, gathered
 from gemedge.export.integer_sums import Sum, Term, stored
-from gemedge.export.onnx_writer import Writer, held_as, offset_of, zero_of
+from gemedge.export.onnx_writer import Writer, offset_of, zero_of
 from gemedge.operators import (
     NORM_BITS,
     AveragePool,
@@ -22,10 +22,10 @@ _ROOM = 62  # bits
 def max_pool(to: Writer, layer: MaxPool, given: list[Tensor], made: Tensor) -> str:
     value = to.values[given[0].name]
     inside = all(pad < size for pad, size in zip(layer.pads, layer.kernel * 2, strict=True))
-    if held_as(made) is np.uint8 and inside:
+    if to.held(made) is np.uint8 and inside:
         return to.add("MaxPool", value, kernel_shape=layer.kernel, strides=layer.strides, pads=layer.pads)
     lowest = given[0].quantized.raw_min + offset_of(given[0])
-    return _slid(to, "Max", _padded(to, layer, value, lowest, held_as(given[0])), layer, made)
+    return _slid(to, "Max", _padded(to, layer, value, lowest, to.held(given[0])), layer, made)
 
 
 def average_pool(to: Writer, layer: AveragePool, given: list[Tensor], made: Tensor) -> str:
@@ -45,14 +45,14 @@ def raw_average_pool(to: Writer, layer: RawAveragePool, given: list[Tensor], mad
     raised = to.add_constant(to.add("Abs", sums), counts // 2, np.int64)
     size = to.add("Div", raised, to.constant(counts, np.int64))
     signed = to.add("Mul", size, to.add("Sign", sums))
-    return to.cast(to.add_constant(signed, offset, np.int64), held_as(made))
+    return to.cast(to.add_constant(signed, offset, np.int64), to.held(made))
 
 
 def softmax(to: Writer, layer: Softmax, given: list[Tensor], made: Tensor) -> str:
     """Each share by a table of all distances below the row's largest integer; distances do not know offsets."""
     (tensor,), value = given, to.values[given[0].name]
     mask = to.constant(layer.mask.astype(bool), np.bool_) if layer.mask.size else ""
-    code = value if held_as(tensor) is np.int32 else to.cast(value, np.int32)
+    code = value if to.held(tensor) is np.int32 else to.cast(value, np.int32)
     seen = code
     if mask:
         lowest = to.constant(tensor.quantized.raw_min + offset_of(tensor), np.int32)
@@ -71,7 +71,7 @@ def softmax(to: Writer, layer: Softmax, given: list[Tensor], made: Tensor) -> st
     raised = to.add_constant(quotient, zero_of(made), np.int64)
     low, high = (end + offset_of(made) for end in (made.quantized.raw_min, made.quantized.raw_max))
     clipped = to.add("Clip", raised, to.constant(low, np.int64), to.constant(high, np.int64))
-    return to.cast(clipped, held_as(made))
+    return to.cast(clipped, to.held(made))
 
 
 def layer_normalization(to: Writer, layer: LayerNormalization, given: list[Tensor], made: Tensor) -> str:

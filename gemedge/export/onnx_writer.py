@@ -1,7 +1,8 @@
 """Nodes and constants of an ONNX graph, as they are written one after another.
 
 How the integers of a quantized model lie in it: an 8-bit tensor as uint8, 128 above its integers (the only type of
-which onnxruntime multiplies matrices exactly on every CPU); a 16-bit tensor as int32; indices as int64.
+which onnxruntime multiplies matrices exactly and fast on every CPU); a 16-bit tensor as int32, as few operators take
+int16, or as int16 between QuantizeLinear and DequantizeLinear; indices as int64.
 """
 
 from collections.abc import Sequence
@@ -39,16 +40,9 @@ def element_of(kind: Any) -> int:
     return _ELEMENTS[np.dtype(kind)]
 
 
-def held_as(tensor: Tensor) -> type:
-    """The NumPy type in which a tensor's integers lie in the graph."""
-    if tensor.params is None:
-        return np.int64
-    return np.uint8 if tensor.params.bits == 8 else np.int32
-
-
 def offset_of(tensor: Tensor) -> int:
     """How far above its integers a tensor lies in the graph."""
-    return OFFSET if held_as(tensor) is np.uint8 else 0
+    return OFFSET if tensor.params is not None and tensor.params.bits == 8 else 0
 
 
 def zero_of(tensor: Tensor) -> int:
@@ -62,10 +56,12 @@ class Writer:
 
     values: the name in the graph of each of the model's tensors written so far. prefix: what names of values begin
     with, the layer that is being written. bytes_of: the two bytes of a 16-bit value, where they were asked for.
+    wide: the type of 16-bit tensors.
     """
 
     model: QuantizedModel
     opset: int
+    wide: type = np.int32
     prefix: str = ""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -82,6 +78,12 @@ class Writer:
     def source(self) -> str:
         """The first input's value."""
         return self.values[self.model.inputs[0]]
+
+    def held(self, tensor: Tensor) -> type:
+        """The NumPy type in which a tensor's integers lie in the graph."""
+        if tensor.params is None:
+            return np.int64
+        return np.uint8 if tensor.params.bits == 8 else self.wide
 
     def unique(self, name: str) -> str:
         """The name, with a number behind it where it is taken."""
@@ -133,6 +135,18 @@ class Writer:
         if self.opset >= since:
             return self.add(op_type, value, self.constant(axes, np.int64), keepdims=1)
         return self.add(op_type, value, axes=list(axes), keepdims=1)
+
+
+def narrow(tensor: Tensor) -> type:
+    """The type in which a table of a tensor's integers takes least."""
+    if tensor.params is None:
+        return np.int64
+    return np.uint8 if tensor.params.bits == 8 else np.int16
+
+
+def widened(to: Writer, value: str, tensor: Tensor) -> str:
+    """What came from a table, in the type that the tensor has in the graph."""
+    return value if to.held(tensor) is narrow(tensor) else to.cast(value, to.held(tensor))
 
 
 def wrapped(array: Any, kind: Any) -> np.ndarray:

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
+from gemedge.capture import forms, schema
 from gemedge.errors import UnsupportedError, UsageError, reason
 from gemedge.export import integer_elementwise as elementwise
 from gemedge.export import integer_moving as moves
 from gemedge.export import integer_products as products
 from gemedge.export import integer_windows as windows
-from gemedge.export.onnx_writer import Writer, element_of, held_as, offset_of, zero_of
+from gemedge.export.onnx_writer import Writer, element_of, offset_of, zero_of
 from gemedge.model import Op, QuantizedModel
 from gemedge.moving import Clamp, Concatenate, Constant, Embed, Pad, Reshape, Spread, Take, Transpose
 from gemedge.operators import (
@@ -41,7 +43,6 @@ from gemedge.operators import (
 
 OPSETS = range(17, 22)
 OPSET = 18
-IR_VERSION = 9
 TENSORS = "gemedge.tensors"  # what metadata_props calls the list of tensors
 _WIDEST = 16
 
@@ -62,7 +63,7 @@ def to_integer_onnx(model: QuantizedModel, *, opset: int = OPSET, raw: bool = Fa
         to.values[layer.output] = write(to, layer)
     for name, tensor in model.outputs.items():
         to.prefix = f"{tensor}.real"
-        _leave(to, name, model.tensors[tensor], raw=raw)
+        leave(to, name, model.tensors[tensor], raw=raw)
     return finished(to, form="integer", raw=raw)
 
 
@@ -94,7 +95,7 @@ def write(to: Writer, layer: Op) -> str:
 
 def entered(to: Writer, tensor: Tensor, *, raw: bool) -> str:
     """An input's value: of a float32 simulate's integers, divided in float64, ties to even; or of raw integers."""
-    kind = held_as(tensor)
+    kind = to.held(tensor)
     if tensor.params is None:
         return tensor.name
     params = tensor.params
@@ -107,7 +108,7 @@ def entered(to: Writer, tensor: Tensor, *, raw: bool) -> str:
     return to.cast(to.add("Clip", nearest, *limits), kind)
 
 
-def _leave(to: Writer, name: str, tensor: Tensor, *, raw: bool) -> None:
+def leave(to: Writer, name: str, tensor: Tensor, *, raw: bool) -> None:
     """An output: scale * (integer - zero point), whose exact value is rounded once, to float32, or the integer."""
     value = to.values[tensor.name]
     if tensor.params is None:
@@ -129,8 +130,12 @@ def finished(to: Writer, *, form: str, raw: bool) -> bytes:
     outputs = [_port(name, model.tensors[tensor], raw=raw) for name, tensor in model.outputs.items()]
     graph = onnx.helper.make_graph(to.nodes, "gemedge", inputs, outputs, list(to.constants.values()))
     opsets = [onnx.helper.make_opsetid("", to.opset)]
-    proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gemedge")
+    version = onnx.helper.find_min_ir_version_for(opsets)
+    proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="gemedge")
     onnx.helper.set_model_props(proto, record(to, form))
+    if any(node.domain == schema.DOMAIN for node in proto.graph.node):
+        proto = ir.to_proto(forms.to_form(ir.from_proto(proto), "function"))
+    schema.register()
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -141,7 +146,8 @@ def finished(to: Writer, *, form: str, raw: bool) -> bytes:
 def record(to: Writer, form: str) -> dict[str, str]:
     """What metadata_props hold: version, form, scheme, rounding, tensors and activations, the latter two as JSON.
 
-    gemedge.tensors: for each tensor its name in the graph, and what a number there stands for, scale * (number - zero).
+    gemedge.tensors: for each tensor its name and type in the graph, what a number there stands for, scale * (number -
+    zero), and how far it lies above simulate's integer, offset.
     gemedge.activations: for each activation layer the function and the SHA-256 of the kernel that was certified.
     """
     from gemedge import __version__
@@ -150,7 +156,7 @@ def record(to: Writer, form: str) -> dict[str, str]:
     tensors: dict[str, dict[str, Any]] = {}
     for name, value in to.values.items():
         tensor = model.tensors[name]
-        tensors[name] = {"value": value}
+        tensors[name] = {"value": value, "type": np.dtype(to.held(tensor)).name}
         if tensor.params is not None:
             tensors[name] |= {"scale": tensor.params.scale, "zero": zero_of(tensor), "offset": offset_of(tensor)}
     activations = [

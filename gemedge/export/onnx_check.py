@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from gemedge.errors import UnsupportedError, reason
-from gemedge.export.onnx_writer import element_of, held_as, offset_of
+from gemedge.export.onnx_writer import element_of, offset_of
 from gemedge.export.to_integer_onnx import TENSORS
 from gemedge.model import QuantizedModel
 
@@ -31,22 +31,22 @@ class LayerDifference:
         return f"layer {self.layer!r}: {self.differing:,} of {self.numbers:,} differ, by up to {self.largest} LSB"
 
 
-def all_shown(content: bytes, model: QuantizedModel) -> bytes:
+def all_shown(content: bytes) -> bytes:
     """The file with all tensors of the model among its outputs."""
     proto = onnx.ModelProto.FromString(content)
     shown = {value.name for value in (*proto.graph.output, *proto.graph.input)}
-    for name, value in values_of(proto).items():
-        if value not in shown:
+    for entry in tensors_of(proto).values():
+        if (value := entry["value"]) not in shown:
             shown.add(value)
-            element = element_of(held_as(model.tensors[name]))
+            element = element_of(entry["type"])
             proto.graph.output.append(onnx.helper.make_tensor_value_info(value, element, None))
     return bytes(proto.SerializeToString())
 
 
-def values_of(proto: onnx.ModelProto) -> dict[str, str]:
-    """The name in the graph of each of the model's tensors."""
-    found = next(entry.value for entry in proto.metadata_props if entry.key == TENSORS)
-    return {name: entry["value"] for name, entry in json.loads(found).items()}
+def tensors_of(proto: onnx.ModelProto) -> dict[str, dict[str, Any]]:
+    """What the file says of each of the model's tensors: its name in the graph, its type and more."""
+    found: dict[str, dict[str, Any]] = json.loads(next(e.value for e in proto.metadata_props if e.key == TENSORS))
+    return found
 
 
 class Engine:
@@ -57,12 +57,12 @@ class Engine:
         import onnxruntime
 
         self._model = model
-        self._values = values_of(onnx.ModelProto.FromString(content))
+        self._values = {name: entry["value"] for name, entry in tensors_of(onnx.ModelProto.FromString(content)).items()}
         if options is None:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        shown = all_shown(content, model)
+        shown = all_shown(content)
         try:
             self._session = onnxruntime.InferenceSession(shown, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own, of several classes
