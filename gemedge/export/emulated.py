@@ -113,6 +113,7 @@ class Emulated:
             all_cycles=cycles(machine, call.blocks),
             sections=dict(sections),
             code=sections.get(".text", 0),
+            arena=self.folder.arena,
             stack=call.stack,
         )
 
