@@ -34,7 +34,6 @@ FILE_WRITERS = {  # the one that writes, the one that hands over unnamed files, 
     "files.py",
     "confined.py",
     "export/build.py",
-    "export/host.py",
     CACHE,
 }
 WRITING_CALLS = {"write_text", "write_bytes", "savez", "savez_compressed", "save_model", "savefig", "tofile", "mkstemp"}

@@ -6,11 +6,9 @@ brought it (`run`, a job of gemedge.confined).
 
 import ctypes
 import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,7 @@ import numpy as np
 from gemedge import confined, model_file
 from gemedge.arena import bytes_of
 from gemedge.errors import DataError, PromiseError, ToolError
-from gemedge.export import to_c
-from gemedge.export.build import compiled
+from gemedge.export import build, to_c
 from gemedge.export.emulated import STATUS, stored
 from gemedge.export.folder import MODEL, Folder
 from gemedge.export.layout import from_memory, orders
@@ -27,8 +24,7 @@ from gemedge.export.run import compilers
 from gemedge.model import QuantizedModel
 
 Integers = Mapping[str, np.ndarray]
-_FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-DGEMEDGE_OBSERVE")
-_LIBRARY = "model.so"
+_FLAGS = ("-std=c99", "-O3", "-fvisibility=hidden", "-DGEMEDGE_OBSERVE")
 _ARENA_ALIGNMENT = 64
 _JOB = "gemedge.export.host:run"
 _PHASE = "running the folder's code"
@@ -37,20 +33,14 @@ _MEMORY = 2 << 30
 
 def library(folder: Folder) -> bytes:
     """The library of a folder's sources for this CPU, by the first compiler that can; ToolError with what each says."""
-    harness = _harness(folder).encode()
+    sources = {**folder.sources, "gemedge_batch.c": _harness(folder).encode()}
     failures = []
     for compiler in compilers():
-        with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
-            place = Path(name)
-            for file, content in {**folder.sources, "gemedge_batch.c": harness}.items():
-                (place / file).write_bytes(content)
-            native = [] if "ziglang" in compiler.command else ["-march=native"]
-            command = [*compiler.command, *_FLAGS, *native, "-o", _LIBRARY, "model.c", "gemedge_batch.c"]
-            try:
-                compiled(command, place, "model.c")
-                return (place / _LIBRARY).read_bytes()
-            except ToolError as error:
-                failures.append(str(error))
+        native = [] if "ziglang" in compiler.command else ["-march=native"]
+        try:
+            return build.library(sources, compiler.command, [*_FLAGS, *native])
+        except ToolError as error:
+            failures.append(str(error))
     raise ToolError("; ".join(failures) or "no C compiler: none of $CC, cc, gcc, clang, and no Python package ziglang")
 
 
@@ -59,10 +49,7 @@ class Host:
 
     def __init__(self, model: QuantizedModel, arena: int, content: bytes) -> None:
         self.model, self._arena, self._orders = model, arena, orders(model)
-        with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
-            path = Path(name, _LIBRARY)
-            path.write_bytes(content)
-            self._batch = ctypes.CDLL(str(path)).gemedge_batch
+        self._batch = build.loaded(content).gemedge_batch
         self._batch.restype = ctypes.c_int
 
     def run(
