@@ -49,7 +49,7 @@ class Cycles:
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What ran on the emulated target, of one sample: instructions and cycles by layer and of the whole run, bytes of
-    code, of the program's sections and of stack. Cycles are known of some targets only.
+    code, of the program's sections, of its arena and of stack. Cycles are known of some targets only.
     """
 
     instructions: Mapping[str, int] = field(default_factory=dict)
@@ -58,6 +58,7 @@ class Measured:
     all_cycles: Cycles | None = None
     sections: Mapping[str, int] = field(default_factory=dict)
     code: int | None = None
+    arena: int | None = None
     stack: int | None = None
 
     @property
@@ -206,7 +207,7 @@ def estimate(model: QuantizedModel, target: Target, measured: Measured | None = 
         target,
         tuple(layers),
         _measured(known.code, code_bytes(model, target)),
-        Figure(planned.size, "estimated" if planned.scratch else "counted"),
+        _arena(known.arena, planned),
         _measured(known.stack, stack_bytes(model, target)),
         known,
     )
@@ -256,6 +257,10 @@ def _live(planned: Plan, index: int) -> int:
 
 def _measured(found: int | None, otherwise: float) -> Figure:
     return Figure(math.ceil(otherwise), "estimated") if found is None else Figure(found, "emulated")
+
+
+def _arena(found: int | None, planned: Plan) -> Figure:
+    return Figure(planned.size, "estimated" if planned.scratch else "counted") if found is None else _measured(found, 0)
 
 
 def _told(figure: Figure) -> dict[str, Any]:

@@ -29,7 +29,9 @@ def write(
     """Write the sources of a .gemq file into a folder, all or none. data: what a self-test's samples come from."""
     from gemedge import files, model_file
     from gemedge.capture.archive import open_bytes
+    from gemedge.cli import known_code
     from gemedge.export import to_c
+    from gemedge.export.folder import MODEL, Folder, compiled
 
     if samples is not None and data is None:
         raise UsageError("--vectors needs --data, which they come from")
@@ -40,11 +42,14 @@ def write(
     vectors = None if data is None else _vectors(quantized, data, samples)
     with about(model):
         sources = to_c.to_c(quantized, model.stem, vectors, project)  # type: ignore[arg-type]
+    runnable = "model.c" in sources  # gemedge run reads folders that hold it themselves
+    sources |= {MODEL: model_file.save(quantized)} if runnable else {}
     files.refuse_folder(folder, sources, force=force, inputs=(model, data) if data else (model,))
+    name, arena = to_c.symbol(model.stem), to_c.arena_size(quantized)
     files.write_folder(folder, sources, force=force)
-    name = to_c.symbol(model.stem)
+    if runnable:
+        known_code.remember(Folder(quantized, compiled(sources), name, arena).digest)
     sizes = {str(folder / file): len(content) for file, content in sources.items()}
-    arena = to_c.arena_size(quantized)
     if as_json:
         console.print_json({"files": sizes, "format": "c", "symbol": name, "arena": arena})
     elif not quiet:
@@ -54,14 +59,14 @@ def write(
 
 def _vectors(model: "QuantizedModel", data: Path, samples: int | None) -> "Vectors":
     """The first samples of the data, and what the simulator gives for them."""
-    from gemedge.cli.simulate import opened
+    from gemedge.cli.simulate import open_batches
     from gemedge.export.c_selftest import Vectors
     from gemedge.quant.simulate import border, entered, simulate
 
     ends = (*model.inputs, *model.outputs.values())
     numbers = sum(math.prod(model.tensors[name].shape) for name in ends)
     wanted = samples or min(_SAMPLES, max(1, _NUMBERS // max(numbers, 1)))
-    batches = opened(model, data, batch=wanted, limit=wanted)
+    batches = open_batches(model, data, batch=wanted, limit=wanted)
     if samples and batches.samples != samples:
         raise DataError(f"{data}: --vectors {samples} of {batches.samples} samples")
     given = next(iter(batches))

@@ -15,9 +15,10 @@ from gemedge.errors import PromiseError
 from gemedge.export import to_c
 from gemedge.export.build import FLASH_SIZE, RAM_SIZE, Level, build
 from gemedge.export.c_writer import bytes_per
+from gemedge.export.counting import Blocks
 from gemedge.export.folder import Folder
 from gemedge.export.layout import from_memory, in_memory, orders
-from gemedge.export.machine import Blocks, Call, Machine
+from gemedge.export.machine import Call, Machine
 from gemedge.export.timing import cycles
 from gemedge.model import QuantizedModel
 from gemedge.targets import Measured, estimate, fits, target_named
@@ -113,6 +114,7 @@ class Emulated:
             all_cycles=cycles(machine, call.blocks),
             sections=dict(sections),
             code=sections.get(".text", 0),
+            arena=self.folder.arena,
             stack=call.stack,
         )
 

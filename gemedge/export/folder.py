@@ -47,9 +47,12 @@ class Folder:
 
 def of_model(model: QuantizedModel, name: str) -> Folder:
     """What an export of the model under this name would hold."""
-    written = to_c.to_c(model, name)
-    sources = {file: content for file, content in written.items() if file.endswith((".c", ".h"))}
-    return Folder(model, sources, to_c.symbol(name), to_c.arena_size(model))
+    return Folder(model, compiled(to_c.to_c(model, name)), to_c.symbol(name), to_c.arena_size(model))
+
+
+def compiled(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Those files of an export that a build compiles: model.c, and the headers beside it."""
+    return {name: content for name, content in files.items() if name == "model.c" or _HEADER.fullmatch(name)}
 
 
 def read(path: Path) -> Folder:

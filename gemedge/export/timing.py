@@ -18,7 +18,8 @@ from functools import cache
 from typing import Any
 
 from gemedge.errors import PromiseError, ToolError
-from gemedge.export.machine import Blocks, Machine
+from gemedge.export.counting import Blocks
+from gemedge.export.machine import Machine
 from gemedge.targets import Cycles
 
 Span = tuple[int, int]  # of cycles
