@@ -59,7 +59,9 @@ def printed(folder: Path, sources: list[str], flags: list[str]) -> bytes:
     (folder / "board.c").write_text(BOARD)
     done = built(folder, [*sources, "board.c"], flags)
     assert done.returncode == 0, done.stderr
-    return subprocess.run(["simavr", "net.elf"], cwd=folder, capture_output=True, timeout=120).stdout
+    return subprocess.run(
+        ["simavr", "net.elf"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+    ).stdout
 
 
 def logged(model: QuantizedModel, given: dict[str, np.ndarray], folder: Path, flags: list[str]) -> Log:
