@@ -1,4 +1,4 @@
-"""gemedge export: a model file in, a checked ONNX file out; or a quantized model in, C out."""
+"""gemedge export: a model file in, a checked ONNX file out; or a quantized model in, C or integer ONNX out."""
 
 from collections import Counter
 from contextlib import ExitStack
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from gemedge.cli import console, export_c, options
+from gemedge.cli import console, export_c, export_onnx, options
 from gemedge.errors import UsageError, about
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gemedge.export import Exported
 
 _OF_C = ("model", "format_", "output", "force", "as_json", "quiet")
+_OF_QUANTIZED_ALONE = ("form", "raw", "data")
+_OF_QUANTIZED = (*_OF_C, *_OF_QUANTIZED_ALONE, "opset", "no_check")
 _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -25,7 +27,21 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
     "-o",
     "--output",
     type=click.Path(path_type=Path, readable=False),
-    help="The file to write; of C, the folder.  [default: MODEL with .onnx, or with _c]",
+    help="The file to write; of C, the folder.  [default: MODEL with .onnx, _integer.onnx, _qdq.onnx or _c]",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["integer", "qdq"]),
+    default="integer",
+    show_default=True,
+    help="Of a .gemq file: simulate's integers by integer operators, or floats between QuantizeLinear and"
+    " DequantizeLinear, which round as the runtime does.",
+)
+@click.option("--raw", is_flag=True, help="Of a .gemq file: inputs and outputs as integers.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, readable=False),
+    help="Of a .gemq file: what to compare on.  [default: seeded inputs]",
 )
 @click.option(
     "--gem",
@@ -45,6 +61,9 @@ def command(
     model: Path,
     format_: str,
     output: Path | None,
+    form: export_onnx.Form,
+    raw: bool,
+    data: Path | None,
     gem: str,
     opset: int | None,
     shapes: tuple[str, ...],
@@ -63,12 +82,29 @@ def command(
     MODEL is a torch.export archive (gemedge.nn.save writes one), a torch.save file of a module or of weights,
     a TorchScript archive, or an ONNX file; its bytes tell which. No code of it runs unless --trust is given.
 
-    With --format c, MODEL is a .gemq file and the output a folder: C99 sources that give simulate's integers.
+    A .gemq file becomes ONNX in integers, compared with simulate; with --format c a folder of C99 sources that give
+    simulate's integers.
     """
     if format_ == "c":
-        _refuse_options_of_onnx()
+        _refuse_options_but(_OF_C, "--format c")
         export_c.write(model, output, force=force, as_json=as_json, quiet=quiet)
         return
+    if export_onnx.is_quantized(model):
+        _refuse_options_but(_OF_QUANTIZED, "a .gemq file")
+        export_onnx.write(
+            model,
+            output,
+            form=form,
+            opset=opset,
+            raw=raw,
+            data=data,
+            check=not no_check,
+            force=force,
+            as_json=as_json,
+            quiet=quiet,
+        )
+        return
+    _refuse_options_but(None, "a float model")
     from gemedge import files
     from gemedge.capture import capture
     from gemedge.capture.archive import open_bytes
@@ -107,12 +143,14 @@ def command(
         _print(exported, target, gem)
 
 
-def _refuse_options_of_onnx() -> None:
+def _refuse_options_but(allowed: tuple[str, ...] | None, what: str) -> None:
+    """UsageError for an option given that is not among these; None allows all but those of quantized models alone."""
     context = click.get_current_context()
     for parameter in context.command.params:
-        given = parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        if given and parameter.name not in _OF_C:
-            raise UsageError(f"{parameter.opts[0]} is not for --format c")
+        name = parameter.name or ""
+        refused = name in _OF_QUANTIZED_ALONE if allowed is None else name not in allowed
+        if refused and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{parameter.opts[0]} is not for {what}")
 
 
 def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) -> dict[str, Any]:
