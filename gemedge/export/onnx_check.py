@@ -95,3 +95,9 @@ def difference(layer: str, expected: np.ndarray, found: np.ndarray) -> LayerDiff
         raise UnsupportedError(f"layer {layer!r} has shape {found.shape} instead of {expected.shape}")
     apart = np.abs(expected.astype(np.int64) - found.astype(np.int64))
     return LayerDifference(layer, int(apart.max(initial=0)), int(np.count_nonzero(apart)), apart.size)
+
+
+def joined(one: LayerDifference, other: LayerDifference) -> LayerDifference:
+    """Of two runs of one layer."""
+    largest = max(one.largest, other.largest)
+    return LayerDifference(one.layer, largest, one.differing + other.differing, one.numbers + other.numbers)
