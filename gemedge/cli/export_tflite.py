@@ -17,17 +17,6 @@ if TYPE_CHECKING:
 _MOST_LSB = 1  # a layer's, where a runtime rounds by a law of its own
 
 
-def is_quantized(model: Path) -> bool:
-    """Whether the file is a .gemq file, by its first bytes; a file that cannot be read is not."""
-    from gemedge.cli.inspect_model import is_model
-
-    try:
-        with model.open("rb") as stream:
-            return is_model(stream.read(9))
-    except OSError:
-        return False
-
-
 def write(
     model: Path, output: Path | None, gem: str | None, *, check: bool, force: bool, as_json: bool, quiet: bool
 ) -> None:
