@@ -17,6 +17,7 @@ from gemedge.capture import capture_module
 from gemedge.cli import _status
 from gemedge.export import to_c
 from gemedge.fixed import Rounding
+from gemedge.model import QuantizedModel
 from gemedge.quant.quantize import quantize
 
 OWN = ["CMakeLists.txt", "README.md", "gemedge_float.h", "model.c", "model.h", "model_float.h"]
@@ -27,19 +28,22 @@ def gemedge(*arguments: object) -> int:
     return _status([str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def quantized(tmp_path):
-    """A small network's .gemq file."""
+def small_network() -> QuantizedModel:
     torch.manual_seed(0)
     x = torch.randn(20, 3)
     found = capture_module(nn.Sequential(nn.Linear(3, 4), gnn.GEM(1)), x[:1])
-    model = quantize(
+    return quantize(
         found.model,
         ranges_of(float_tensors(found.model, {"input": x.numpy()})),
         scheme="int16x8",
         rounding=Rounding.SINGLE,
     )
-    (tmp_path / "my-net.gemq").write_bytes(model_file.save(model))
+
+
+@pytest.fixture
+def quantized(tmp_path):
+    """A small network's .gemq file."""
+    (tmp_path / "my-net.gemq").write_bytes(model_file.save(small_network()))
     return tmp_path / "my-net.gemq"
 
 

@@ -123,9 +123,6 @@ class _Model:
 #ifndef {upper}_MODEL_H
 #define {upper}_MODEL_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "gemedge_status.h"
 
 #ifdef __cplusplus
@@ -134,7 +131,7 @@ extern "C" {{
 
 /* Bytes that a run needs, and what their address must be a multiple of. */
 #define {upper}_ARENA_SIZE {interface.arena_size}
-#define {upper}_ARENA_ALIGNMENT {ALIGNMENT}
+#define {upper}_ARENA_ALIGNMENT GEMEDGE_ALIGNMENT
 #define {upper}_LAYERS {interface.layers}
 
 /* SHAPE and AXES are in the order of memory: AXES names the axis of the model, less its batch, that lies there. */

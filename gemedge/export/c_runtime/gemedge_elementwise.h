@@ -102,7 +102,7 @@ static inline void gemedge_choose(const struct gemedge_operand *of, unsigned law
     gemedge_begin(&walk);
     do {
         for (i = 0; i < gemedge_inner_size(loops); i++) {
-            const int32_t holds = gemedge_get_anywhere(of[2].data, walk.at[2] + i * gemedge_inner_step(loops, 2), 1);
+            const int32_t holds = gemedge_get_at(of[2].data, walk.at[2] + i * gemedge_inner_step(loops, 2), 1);
             const unsigned chosen = holds ? 0u : 1u;
             const uint32_t at = walk.at[chosen] + i * gemedge_inner_step(loops, chosen);
             gemedge_store(out, walk.at[3] + i * gemedge_inner_step(loops, 3), format,

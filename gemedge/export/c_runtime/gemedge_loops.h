@@ -55,7 +55,7 @@ static inline int gemedge_next(struct gemedge_walk *walk, const GEMEDGE_FLASH st
 
 /* One input of an operator that has several, a tensor or a constant, with what it is multiplied by. */
 struct gemedge_operand {
-    const GEMEDGE_ANYWHERE void *data;
+    gemedge_place data;
     struct gemedge_format format;
     int32_t mantissa;
     uint8_t shift;
@@ -63,7 +63,7 @@ struct gemedge_operand {
 
 /* The number at this place, less the zero point. */
 static inline int32_t gemedge_centred(const struct gemedge_operand *of, uint32_t index) {
-    return gemedge_get_anywhere(of->data, index, of->format.bytes) - of->format.zero;
+    return gemedge_get_at(of->data, index, of->format.bytes) - of->format.zero;
 }
 
 #endif

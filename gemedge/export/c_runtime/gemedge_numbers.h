@@ -34,7 +34,7 @@ struct gemedge_format {
     int16_t zero;
 };
 
-/* The number at this place of so many bytes: of a tensor, of a constant, or of what may be either. */
+/* The number of so many bytes at this index: of a tensor, of a constant, or of what may be either. */
 #define GEMEDGE_DEFINE_GET(name, place)                                                                                \
     static inline int32_t name(const place void *data, uint32_t index, unsigned bytes) {                               \
         if (bytes == 1u) {                                                                                             \
@@ -48,7 +48,14 @@ struct gemedge_format {
 
 GEMEDGE_DEFINE_GET(gemedge_get, GEMEDGE_RAM)
 GEMEDGE_DEFINE_GET(gemedge_get_flash, GEMEDGE_FLASH)
-GEMEDGE_DEFINE_GET(gemedge_get_anywhere, GEMEDGE_ANYWHERE)
+
+static inline int32_t gemedge_get_at(gemedge_place place, uint32_t index, unsigned bytes) {
+#ifdef __FLASH
+    return place.tensor ? gemedge_get(place.tensor, index, bytes) : gemedge_get_flash(place.constant, index, bytes);
+#else
+    return gemedge_get(place, index, bytes);
+#endif
+}
 
 static inline void gemedge_put(void *data, uint32_t index, unsigned bytes, int32_t value) {
     if (bytes == 1u) {
