@@ -15,7 +15,7 @@ from gemedge.export.onnx_writer import Writer, offset_of, zero_of
 from gemedge.operators import Tensor
 
 _MANTISSA_BITS = 31  # gemmlowp's high multiply
-_HIGH_GUARD = 1 << 32  # above |high| < 2**31, and a single bit: it tells a number's sign
+_HIGH_GUARD = 1 << 31  # above |high| < 2**31, and the highest bit of 32: it tells a number's sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,9 @@ def stored(to: Writer, numbers: Sum, mantissa: Any, shift: Any, made: Tensor, *,
     return _saturated(to, found, made)
 
 
-def settled(to: Writer, numbers: Sum, mantissa: int, shift: int) -> str:
-    """A sum rescaled by gemmlowp's two roundings, as uint64 modulo 2**64."""
-    found = _twice_rounded(to, numbers, _exact(mantissa), _exact(shift), None)
-    return to.add("Sub", found.value, to.constant(found.guard, np.uint64))
+def settled(to: Writer, numbers: Sum, mantissa: int, shift: int) -> Guarded:
+    """A sum rescaled by gemmlowp's two roundings."""
+    return _twice_rounded(to, numbers, _exact(mantissa), _exact(shift), None)
 
 
 def total(to: Writer, numbers: Sum, factor: Any, extra: Any, kind: type) -> str:
@@ -99,26 +98,26 @@ def _rounded(to: Writer, numbers: Sum, mantissa: np.ndarray, shift: np.ndarray, 
 def _twice_rounded(to: Writer, numbers: Sum, mantissa: np.ndarray, shift: np.ndarray, made: Tensor | None) -> Guarded:
     """gemmlowp's law, plus the zero point of the tensor made.
 
-    The high multiply rounds as above, to high + 2**32, of which bit 32 says that high is not negative. Then ties go
-    away from zero: (high + half - [high < 0]) >> down, where there is a shift at all.
+    The high multiply rounds as above, to high + 2**31, of which bit 31 says that high is not negative. Then ties go
+    away from zero: (high + half - [high < 0]) >> down, where there is a shift at all; in 32 bits where that fits.
     """
     left, down = np.maximum(_MANTISSA_BITS - shift, 0), np.maximum(shift - _MANTISSA_BITS, 0)
+    largest = numbers.bound * (mantissa << left)
     raise_by = (1 << (_MANTISSA_BITS - 1)) + (_HIGH_GUARD << _MANTISSA_BITS)
-    product = total(to, numbers, mantissa << left, raise_by, np.uint64)
-    high = shifted(to, product, _MANTISSA_BITS, np.uint64)
-    beyond = ((numbers.bound * (mantissa << left)) >> (_MANTISSA_BITS + down)) + 2
-    guard = -(-int(np.max(beyond)) // 256) * 256
-    zero = zero_of(made) if made is not None else 0
-    extra = ((guard + zero) << down) - _HIGH_GUARD
-    if not np.any(down):
-        return Guarded(to.add_constant(high, extra, np.uint64), np.uint64, _exact(guard))
-    there = _exact(np.where(down > 0, 1, 0))
-    positive = shifted(to, high, 32, np.uint64)
-    if not np.all(there):
-        positive = to.add("Mul", positive, to.constant(there, np.uint64))
-    half = (1 << down) >> 1
-    nudged = to.add_constant(to.add("Add", high, positive), extra + half - there, np.uint64)
-    return Guarded(shifted(to, nudged, down, np.uint64), np.uint64, _exact(guard))
+    high = shifted(to, total(to, numbers, mantissa << left, raise_by, np.uint64), _MANTISSA_BITS, np.uint64)
+    guard = -(-int(np.max((largest >> (_MANTISSA_BITS + down)) + 2)) // 256) * 256
+    half, there = (1 << down) >> 1, _exact(np.where(down > 0, 1, 0))
+    extra = ((guard + (zero_of(made) if made is not None else 0)) << down) + half - there
+    kind: type = np.uint64
+    if int(np.max((largest >> _MANTISSA_BITS) + 2 + extra)) < 1 << 32:
+        kind, high = np.uint32, to.cast(high, np.uint32)
+    if np.any(there):
+        positive = shifted(to, high, 31, kind)
+        if not np.all(there):
+            positive = to.add("Mul", positive, to.constant(there, kind))
+        high = to.add("Add", high, positive)
+    nudged = to.add_constant(high, extra - _HIGH_GUARD, kind)
+    return Guarded(shifted(to, nudged, down, kind), kind, _exact(guard))
 
 
 def _saturated(to: Writer, found: Guarded, made: Tensor) -> str:

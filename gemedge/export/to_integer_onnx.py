@@ -100,8 +100,8 @@ def entered(to: Writer, tensor: Tensor, *, raw: bool) -> str:
         return tensor.name
     params = tensor.params
     if raw:
-        whole = to.cast(tensor.name, np.int32)
-        return to.cast(to.add_constant(whole, offset_of(tensor), np.int32), kind) if kind is np.uint8 else whole
+        whole = to.add_constant(to.cast(tensor.name, np.int32), offset_of(tensor), np.int32)
+        return whole if kind is np.int32 else to.cast(whole, kind)
     quotient = to.add("Div", to.cast(tensor.name, np.float64), to.constant(params.scale, np.float64))
     nearest = to.add_constant(to.add("Round", quotient), zero_of(tensor), np.float64)
     limits = (to.constant(end + offset_of(tensor), np.float64) for end in (params.raw_min, params.raw_max))
