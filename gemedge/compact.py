@@ -84,7 +84,7 @@ class Compact:
         u = np.maximum(x, 0)
         if not self.is_segem:
             return self._above(u, self._fraction(u))
-        return np.where(x > 0, self._above(u, np.int64(0)), self._below(np.maximum(-x, 0)))
+        return np.where(x > 0, self._above(u, np.zeros_like(u)), self._below(np.maximum(-x, 0)))
 
     @property
     def is_wide(self) -> bool:
@@ -114,10 +114,8 @@ class Compact:
         line = _LINE_ARRAY[(m >> 26) & (SEGMENTS - 1)]
         slope = ((line & 0xFFFF) ^ 0x8000) - 0x8000
         r = (line + slope * ((m >> 14) & 0xFFF)) & _WORD
-        if self.is_segem and not self.numerator:
-            g = r >> (self.down - s)
-        else:
-            g = _high(self._numerator(u, s), r)
+        is_shift = self.is_segem and not self.numerator
+        g = r >> (self.down - s) if is_shift else _high(self._numerator(u, s), r)
         return g - _high(g, _high(m, r))
 
     def denominator(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +205,7 @@ class _Exact:
             steps = [max(value >> 27, 1) if name in ("numerator", "power") else 1 for name, value in values.items()]
             for move in _moves(len(values)):
                 pairs = zip(values.items(), steps, move, strict=True)
-                tried = {name: value + step * by for (name, value), step, by in pairs}
+                tried: dict[str, Any] = {name: value + step * by for (name, value), step, by in pairs}
                 if all(0 <= value < _LIMITS.get(name, _WORD) for name, value in tried.items() if name != "offset"):
                     yield replace(found, **tried)
 
@@ -240,29 +238,24 @@ class _Exact:
     def _with_numerator(self, empty: Compact) -> Compact | None:
         u = np.arange(1 << 15)
         _, s = empty.denominator(u)
-        value = self._numerator(empty)
-        largest = int(s.max())
-        if self.is_segem:
-            shift = value.numerator.bit_length() - 1
-            if value == 1 << shift and shift + largest <= 32:
-                chosen, size = {"down": 32 - shift}, 0
-            elif value.denominator == 1:
-                chosen, size = {"numerator": int(value)}, int(value) << largest
-            else:
-                chosen = {"numerator": round(value * (1 << largest)), "down": largest}
-                size = chosen["numerator"]
+        value, largest = self._numerator(empty), int(s.max())
+        shift = value.numerator.bit_length() - 1
+        is_power = value == 1 << shift
+        room = 32 - int((u << np.minimum(s, 31)).max()).bit_length()
+        found = empty
+        if self.is_segem and is_power and 0 < shift <= 32 - largest:
+            found = replace(empty, down=32 - shift)
+        elif self.is_segem and value.denominator == 1 and value * 2**largest <= _WORD:
+            found = replace(empty, numerator=int(value))
+        elif self.is_segem:
+            found = replace(empty, numerator=round(value * 2**largest), down=largest)
+        elif is_power and shift <= room:
+            found = replace(empty, up=shift)
+        elif room >= 0:
+            found = replace(empty, numerator=round(value * 2 ** (32 - room)), up=room)
         else:
-            room = 32 - int((u << np.minimum(s, 31)).max()).bit_length()
-            shift = value.numerator.bit_length() - 1
-            if value == 1 << shift and shift <= room:
-                chosen, size = {"up": shift}, 0
-            elif room >= 0:
-                chosen = {"numerator": round(value * 2 ** (32 - room)), "up": room}
-                size = chosen["numerator"]
-            else:
-                chosen = {"numerator": round(value * 2 ** (16 + largest)), "down": largest}
-                size = chosen["numerator"]
-        return replace(empty, **chosen) if size <= _WORD else None
+            found = replace(empty, numerator=round(value * 2 ** (16 + largest)), down=largest)
+        return found if found.numerator <= _WORD else None
 
     def _numerator(self, compact: Compact) -> Fraction:
         """N, without u, where the quotient comes out in 2^-bits LSB."""
@@ -297,5 +290,7 @@ def _normalised(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _bit_length(d: np.ndarray) -> np.ndarray:
     """The number of bits of 0 < d < 2^64, from the exponents of its two words."""
-    high, low = ((word.astype(np.float64).view(np.int64) >> 52) - 1022 for word in (d >> np.uint64(32), d & np.uint64(_WORD)))
+    high, low = (
+        (word.astype(np.float64).view(np.int64) >> 52) - 1022 for word in (d >> np.uint64(32), d & np.uint64(_WORD))
+    )
     return np.where(d >> np.uint64(32), high + 32, low)

@@ -13,6 +13,7 @@ import numpy as np
 
 from gemedge import arena
 from gemedge.errors import DataError, UnsupportedError
+from gemedge.export.c_activations import Choice
 from gemedge.export.c_borders import Border, described
 from gemedge.export.c_constants import number, wrapped
 from gemedge.export.c_layers import call
@@ -31,6 +32,7 @@ RUNTIME = (
     "gemedge_elementwise.h",
     "gemedge_windows.h",
     "gemedge_moving.h",
+    "gemedge_activation.h",
     "gemedge_rational.h",
 )
 FILES = ("model.h", "model.c", *RUNTIME, "README.md")
@@ -47,15 +49,18 @@ class Vectors:
     outputs: Mapping[str, np.ndarray]
 
 
-def to_c(model: QuantizedModel, name: str, vectors: Vectors | None = None) -> dict[str, bytes]:
+def to_c(
+    model: QuantizedModel, name: str, vectors: Vectors | None = None, *, activation: Choice = "auto"
+) -> dict[str, bytes]:
     """The files model.h, model.c, README.md, those of RUNTIME, with vectors test_vectors.h: the same bytes each time.
 
-    name: what symbols begin with, once reduced to letters and digits. UnsupportedError names a layer without C.
+    name: what symbols begin with, once reduced to letters and digits. activation: the form of 16-bit activations
+    (gemedge.export.c_activations). UnsupportedError names a layer without C.
     """
     for tensor in model.tensors.values():
         if tensor.params is not None and tensor.params.bits > 16:
             raise UnsupportedError(f"tensor {tensor.name!r} has {tensor.params.bits} bits; C takes 8 and 16")
-    written = _Model(model, symbol(name))
+    written = _Model(model, symbol(name), activation)
     runtime = resources.files("gemedge.export").joinpath("c_runtime")
     files = {"model.h": written.header(), "model.c": written.source(), "README.md": written.readme()}
     if vectors is not None:
@@ -67,7 +72,7 @@ def to_c(model: QuantizedModel, name: str, vectors: Vectors | None = None) -> di
 
 def arena_size(model: QuantizedModel) -> int:
     """The bytes that a run needs."""
-    return _Model(model, "").arena_size
+    return _Model(model, "", "auto").arena_size
 
 
 def symbol(name: str) -> str:
@@ -83,8 +88,8 @@ def escaped(name: str) -> str:
 
 
 class _Model:
-    def __init__(self, model: QuantizedModel, name: str) -> None:
-        self.model, self.name, self.upper = model, name, name.upper()
+    def __init__(self, model: QuantizedModel, name: str, activation: Choice) -> None:
+        self.model, self.name, self.upper, self.activation = model, name, name.upper(), activation
         self.orders = orders(model)
         moved = [
             layer.name for layer in model.layers if isinstance(layer, Reshape) and is_moved(model, self.orders, layer)
@@ -164,7 +169,7 @@ const char *{self.name}_layer_name(int layer);
 """
 
     def source(self) -> str:
-        writer = Writer(self.model, self.orders, self.plan)
+        writer = Writer(self.model, self.orders, self.plan, self.activation)
         calls = [self._layer(writer, index) for index in range(len(self.model.layers))]
         checks = " || ".join(f"!{border.parameter}" for border in self.borders)
         copies_in = "".join(

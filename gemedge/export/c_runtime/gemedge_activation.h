@@ -122,7 +122,7 @@ GEMEDGE_INLINE uint32_t gemedge_numerator(uint32_t u, unsigned s, const struct g
     if (by->down) {
         return gemedge_high(by->numerator, u << 16) >> down;
     }
-    shifted = (u << by->up) << s;
+    shifted = (u << s) << by->up;
     return by->numerator ? gemedge_high(by->numerator, shifted) : shifted;
 }
 
@@ -179,6 +179,41 @@ GEMEDGE_INLINE void gemedge_compact(const void *in, void *out, uint32_t count, c
             y = y < -32767 - 1 ? -32767 - 1 : y > 32767 ? 32767 : y;
         }
         *to++ = (int16_t)y;
+    }
+}
+
+/* gemedge.tabulated.Tabulated, field by field. */
+struct gemedge_tabulated {
+    const GEMEDGE_FLASH uint16_t *entries;
+    uint32_t square;
+    uint8_t step;
+};
+
+/* The output for x = u >= 0: a fraction that may be one too small, and the sign of the remainder. */
+GEMEDGE_INLINE int32_t gemedge_tabulated_one(uint32_t u, const struct gemedge_tabulated *by) {
+    const GEMEDGE_FLASH uint16_t *const at = by->entries + (u >> by->step);
+    const int32_t first = at[0];
+    const int32_t rise = at[1] - first;
+    const int32_t within = (int32_t)(u & ((1u << by->step) - 1u));
+    const int32_t k = ((first << by->step) + rise * within) >> (by->step + 4);
+    const uint32_t d = u * u + by->square;
+    const uint32_t remainder = (uint32_t)k * d + (d >> 1) - u * by->square;
+    return (int32_t)u - k - (int32_t)(remainder >> 31);
+}
+
+/* GEM of 16-bit numbers; out may be in. */
+GEMEDGE_INLINE void gemedge_tabulated(const void *in, void *out, uint32_t count, const struct gemedge_tabulated *by) {
+    const gemedge_int16 *from = (const gemedge_int16 *)in;
+    const gemedge_int16 *const end = from + count;
+    gemedge_int16 *to = (gemedge_int16 *)out;
+    GEMEDGE_ROLLED
+    while (from != end) {
+        const int32_t x = *from++;
+#ifdef GEMEDGE_CONSTANT_TIME
+        *to++ = (int16_t)gemedge_tabulated_one((uint32_t)(x & ~(x >> 31)), by);
+#else
+        *to++ = (int16_t)(x > 0 ? gemedge_tabulated_one((uint32_t)x, by) : 0);
+#endif
     }
 }
 
