@@ -12,7 +12,7 @@ quotient is g (2 - m r). Each step is one of c_runtime/gemedge_activation.h and 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from typing import Any
 
@@ -144,6 +144,7 @@ class Compact:
         return _high(self.numerator, given) if self.numerator else given
 
 
+@lru_cache(maxsize=256)
 def find(kernel: FixedActivation) -> Compact | None:
     """A compact kernel that gives the same integer for every code, or None."""
     order = kernel.activation.n
@@ -162,15 +163,15 @@ def find(kernel: FixedActivation) -> Compact | None:
 
 
 def _first_right(candidates: Iterator[Compact], truth: np.ndarray, where: np.ndarray) -> Compact | None:
-    """The first that is right at all these codes; those that another got wrong are tried first."""
+    """The first that is right at all these codes; some that others got wrong are tried first."""
     codes, wanted = _ALL[where], truth[where]
-    hard = np.zeros(codes.size, bool)
+    hard = np.empty(0, np.int64)
     for compact in candidates:
         if (compact(codes[hard]) == wanted[hard]).all():
-            wrong = compact(codes) != wanted
-            if not wrong.any():
+            wrong = np.flatnonzero(compact(codes) != wanted)
+            if not wrong.size:
                 return compact
-            hard |= wrong
+            hard = np.union1d(hard, wrong[:: max(wrong.size // 32, 1)])
     return None
 
 

@@ -9,6 +9,7 @@ is near enough is not proven, but tried on all codes.
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Tabulated:
         return (u - k - (remainder >> 31)).astype(np.int16)
 
 
+@lru_cache(maxsize=256)
 def find(kernel: FixedActivation) -> Tabulated | None:
     """A tabulated kernel that gives the same integer for every code, or None."""
     activation, given = kernel.activation, kernel.in_params

@@ -14,8 +14,9 @@ from gemedge.errors import UsageError, about
 if TYPE_CHECKING:
     from gemedge.capture import Captured
     from gemedge.export import Exported
+    from gemedge.export.c_activations import Choice
 
-_OF_C = ("model", "format_", "output", "force", "as_json", "quiet")
+_OF_C = ("model", "format_", "output", "activation", "force", "as_json", "quiet")
 _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
@@ -34,6 +35,13 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
     show_default=True,
     help="An activation as a node with a function body, as standard operators, or as the node alone.",
 )
+@click.option(
+    "--activation",
+    type=click.Choice(["auto", "reciprocal", "table"]),
+    default="auto",
+    show_default=True,
+    help="C: how 16-bit activations are computed, all exactly; 8-bit ones are always tables of 256 entries.",
+)
 @click.option("--opset", type=click.IntRange(17, 23), help="ONNX opset.  [default: 18; an ONNX file's own]")
 @options.model_options
 @click.option("--external-data", is_flag=True, help="Put the weights into a file beside the model.")
@@ -46,6 +54,7 @@ def command(
     format_: str,
     output: Path | None,
     gem: str,
+    activation: "Choice",
     opset: int | None,
     shapes: tuple[str, ...],
     example: Path | None,
@@ -67,8 +76,10 @@ def command(
     """
     if format_ == "c":
         _refuse_options_of_onnx()
-        export_c.write(model, output, force=force, as_json=as_json, quiet=quiet)
+        export_c.write(model, output, activation, force=force, as_json=as_json, quiet=quiet)
         return
+    if _is_given("activation"):
+        raise UsageError("--activation is for --format c")
     from gemedge import files
     from gemedge.capture import capture
     from gemedge.capture.archive import open_bytes
@@ -107,11 +118,14 @@ def command(
         _print(exported, target, gem)
 
 
+def _is_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def _refuse_options_of_onnx() -> None:
     context = click.get_current_context()
     for parameter in context.command.params:
-        given = parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        if given and parameter.name not in _OF_C:
+        if parameter.name and _is_given(parameter.name) and parameter.name not in _OF_C:
             raise UsageError(f"{parameter.opts[0]} is not for --format c")
 
 

@@ -1,31 +1,38 @@
 """gemedge export --format c: a quantized model in, a folder of C sources out."""
 
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemedge.cli import console
 from gemedge.errors import about
 
+if TYPE_CHECKING:
+    from gemedge.export.c_activations import Choice
 
-def write(model: Path, output: Path | None, *, force: bool, as_json: bool, quiet: bool) -> None:
+
+def write(model: Path, output: Path | None, activation: "Choice", *, force: bool, as_json: bool, quiet: bool) -> None:
     """Write the sources of a .gemq file into a folder, all or none."""
     from gemedge import files, model_file
     from gemedge.capture.archive import open_bytes
     from gemedge.cli import known_code
-    from gemedge.export import to_c
+    from gemedge.export import c_activations, to_c
     from gemedge.export.folder import MODEL, Folder, compiled
 
     folder = output or model.with_name(f"{model.stem}_c")
     files.refuse_folder(folder, (*to_c.FILES, MODEL), force=force, inputs=(model,))
     with about(model):
         quantized = model_file.load(open_bytes(model))
-        sources = to_c.to_c(quantized, model.stem)
+        sources = to_c.to_c(quantized, model.stem, activation=activation)
     name, arena = to_c.symbol(model.stem), to_c.arena_size(quantized)
     sources |= {MODEL: model_file.save(quantized)}
     files.write_folder(folder, sources, force=force)
     known_code.remember(Folder(quantized, compiled(sources), name, arena).digest)
     sizes = {str(folder / file): len(content) for file, content in sources.items()}
+    forms = dict(Counter(c_activations.described(kernel, activation) for kernel in quantized.kernels.values()))
     if as_json:
-        console.print_json({"files": sizes, "format": "c", "symbol": name, "arena": arena})
+        console.print_json({"files": sizes, "format": "c", "symbol": name, "arena": arena, "activations": forms})
     elif not quiet:
         rows = [("function", f"{name}_run"), ("layers", str(len(quantized.layers))), ("arena", f"{arena:,} bytes")]
+        rows += [("activations" if i == 0 else "", f"{n} x {form}") for i, (form, n) in enumerate(forms.items())]
         console.print_fields(rows + [("file", f"{path}, {size:,} bytes") for path, size in sizes.items()])

@@ -4,8 +4,7 @@ All forms give the same integers; they differ in instructions and flash. A form 
 itself is written only where it was found right at all 65,536 codes.
 """
 
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import fields
 from typing import Literal
 
 from gemedge import compact, tabulated
@@ -16,46 +15,46 @@ from gemedge.tabulated import Tabulated
 
 Choice = Literal["auto", "reciprocal", "table"]
 CHOICES: tuple[Choice, ...] = ("auto", "reciprocal", "table")
-RUNTIME = ("gemedge_numbers.h", "gemedge_activation.h", "gemedge_rational.h")  # what a function needs
+Form = Compact | Tabulated | None
+_WORDS = {
+    Compact: "reciprocal of 32 bits",
+    Tabulated: "table of the fraction and remainder",
+    type(None): "reciprocal of 44 bits and remainder",
+}
+_REFUSED = '#error "no form of this activation takes the same instructions for every input on this CPU"'
 _ARGUMENTS = "(const void *in, void *out, uint32_t count)"
 
 
-@dataclass(frozen=True)
-class Forms:
-    """A kernel's other forms, each found when it is asked for."""
-
-    kernel: FixedActivation
-
-    @cached_property
-    def compact(self) -> Compact | None:
-        return compact.find(self.kernel)
-
-    @cached_property
-    def tabulated(self) -> Tabulated | None:
-        return tabulated.find(self.kernel)
-
-    def chosen(self, choice: Choice) -> str:
-        """What runs, in words: `auto` is the compact kernel, and where products of 64 bits are slow the tabulated."""
-        if choice != "reciprocal" and self.tabulated and (choice == "table" or not self.compact):
-            return "table of the fraction, remainder"
-        if not self.compact:
-            return "reciprocal of 44 bits, remainder"
-        return "reciprocal of 32 bits" + (
-            ", or table of the fraction where products are short" if choice == "auto" and self.tabulated else ""
-        )
+def described(kernel: FixedActivation, choice: Choice) -> str:
+    """What runs, in words; `auto` takes a table of the fraction only where products of 64 bits are slow."""
+    if kernel.constants.table:
+        return "table of 256 outputs"
+    short, long = _forms(kernel, choice)
+    if short and short is not long:
+        return f"{_WORDS[type(long)]}; where products are short, {_WORDS[type(short)]}"
+    return _WORDS[type(long)]
 
 
-def function(constants: Constants, forms: Forms, choice: Choice) -> str:
+def function(constants: Constants, kernel: FixedActivation, choice: Choice) -> str:
     """The name of the C function that runs the kernel from `in` to `out`, count numbers of 16 bits."""
-    table = forms.tabulated if choice != "reciprocal" else None
-    if table and (choice == "table" or not forms.compact):
-        return constants.function("activate", _ARGUMENTS, _tabulated(table))
-    if not forms.compact:
-        return constants.function("activate", _ARGUMENTS, _generic(constants, forms.kernel))
-    body = _compact(forms.compact)
-    if table:
-        body = f"#if GEMEDGE_SHORT_PRODUCTS\n{_tabulated(table)}#else\n{body}#endif\n"
+    short, long = _forms(kernel, choice)
+    body = _body(constants, kernel, long)
+    if short is not long:
+        body = f"#if GEMEDGE_SHORT_PRODUCTS\n{_body(constants, kernel, short)}#else\n{body}#endif\n"
     return constants.function("activate", _ARGUMENTS, body)
+
+
+def _forms(kernel: FixedActivation, choice: Choice) -> tuple[Form, Form]:
+    """What runs where products of 64 bits are slow, and what runs elsewhere; None is the certified kernel itself."""
+    words = compact.find(kernel)
+    table = tabulated.find(kernel) if choice != "reciprocal" else None
+    return table or words, (table or words) if choice == "table" else (words or table)
+
+
+def _body(constants: Constants, kernel: FixedActivation, form: Form) -> str:
+    if isinstance(form, Compact):
+        return _compact(form)
+    return _generic(constants, kernel) if form is None else _tabulated(form)
 
 
 def _compact(found: Compact) -> str:
@@ -64,7 +63,13 @@ def _compact(found: Compact) -> str:
     written |= {name: f"{getattr(found, name)}u" for name in ("square", "linear", "numerator", "slope")}
     written["power"] = f"UINT64_C({found.power})"
     values = wrapped(written[name] for name in _COMPACT_FIELDS)
-    return f"    static const struct gemedge_compact by = {{{values}}};\n    gemedge_compact(in, out, count, &by);\n"
+    refused = ""
+    if found.is_wide or found.saturates:  # compilers for a CPU without conditional instructions make branches of these
+        refused = f"#if defined(GEMEDGE_CONSTANT_TIME) && GEMEDGE_SHORT_PRODUCTS\n{_REFUSED}\n#endif\n"
+    return (
+        f"{refused}    static const struct gemedge_compact by = {{{values}}};\n"
+        "    gemedge_activate_compact(in, out, count, &by);\n"
+    )
 
 
 # The order of struct gemedge_compact.
@@ -92,13 +97,11 @@ def _tabulated(found: Tabulated) -> str:
     return (
         f"    static const GEMEDGE_FLASH uint16_t entries[{len(found.entries)}] = {{{entries}}};\n"
         f"    static const struct gemedge_tabulated by = {{entries, {found.square}u, {found.step}}};\n"
-        "    gemedge_tabulated(in, out, count, &by);\n"
+        "    gemedge_activate_tabulated(in, out, count, &by);\n"
     )
 
 
 def _generic(constants: Constants, kernel: FixedActivation) -> str:
     address = constants.kernel(kernel.constants)
-    return (
-        '#ifdef GEMEDGE_CONSTANT_TIME\n#error "this kernel has no form that takes the same time for every input"\n'
-        f"#endif\n    gemedge_activate(in, {address}, out, {kernel.out_params.bits // 8}u, count);\n"
-    )
+    run = f"gemedge_activate(in, {address}, out, {kernel.out_params.bits // 8}u, count);"
+    return f"#ifdef GEMEDGE_CONSTANT_TIME\n{_REFUSED}\n#endif\n    {run}\n"

@@ -118,7 +118,7 @@ def _activate(to: Writer, layer: Activate) -> str:
     if kernel.constants.table:
         return _mapped(to, layer, "gemedge_lookup", table_of(to, layer, kernel.constants.table))
     (given,), made = to.tensors(layer)
-    name = c_activations.function(to.constants, to.forms(kernel), to.activation)
+    name = c_activations.function(to.constants, kernel, to.activation)
     return f"{name}({to.address(given.name)}, {to.address(made.name)}, {math.prod(made.shape)}u);"
 
 

@@ -9,10 +9,9 @@ import numpy as np
 
 from gemedge.arena import Plan
 from gemedge.errors import UnsupportedError
-from gemedge.export.c_activations import Choice, Forms
+from gemedge.export.c_activations import Choice
 from gemedge.export.c_constants import Constants, number
 from gemedge.export.layout import Loops, broadcast_steps, in_memory, loops, steps
-from gemedge.kernel import FixedActivation
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
 from gemedge.moving import Constant
 from gemedge.operators import Shape, Tensor
@@ -28,13 +27,8 @@ class Writer:
     def __init__(self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan, activation: Choice) -> None:
         self.model, self.orders, self.plan, self.activation = model, orders, plan, activation
         self.constants = Constants()
-        self._forms: dict[str, Forms] = {}
         self._placed = {placement.tensor: placement for placement in plan.placements}
         self._values = {layer.output: layer.value for layer in model.layers if isinstance(layer, Constant)}
-
-    def forms(self, kernel: FixedActivation) -> Forms:
-        """The forms of a kernel, found once however many layers have it."""
-        return self._forms.setdefault(kernel.digest, Forms(kernel))
 
     def address(self, tensor: str) -> str:
         if tensor in self._placed:

@@ -77,7 +77,7 @@ def arena_size(model: QuantizedModel) -> int:
 
 def shown(model: QuantizedModel) -> list[int]:
     """The numbers of the layers whose numbers a run with GEMEDGE_OBSERVE shows, in their order."""
-    placed = _Model(model, "").offsets
+    placed = _Model(model, "", "auto").offsets
     return [index for index, layer in enumerate(model.layers) if layer.output in placed]
 
 

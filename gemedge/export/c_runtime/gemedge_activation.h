@@ -23,10 +23,12 @@
 #endif
 
 /* CPUs that take dozens of instructions for a product of 64 bits. */
+#if !defined(GEMEDGE_SHORT_PRODUCTS)
 #if defined(__ARM_ARCH_6M__) || defined(__AVR__)
 #define GEMEDGE_SHORT_PRODUCTS 1
 #else
 #define GEMEDGE_SHORT_PRODUCTS 0
+#endif
 #endif
 
 /* 2^31 / x on 32 segments of [1/2, 1): intercept, and in the lower half the negative slope. */
@@ -62,9 +64,20 @@ GEMEDGE_INLINE uint64_t gemedge_upper(uint64_t a, uint32_t b) {
     return (((uint64_t)(uint32_t)a * b) >> 32) + (a >> 32) * b;
 }
 
+#if defined(GEMEDGE_CONSTANT_TIME) && GEMEDGE_SHORT_PRODUCTS
+static const uint8_t gemedge_zeros_of[32] = {31, 22, 30, 21, 18, 10, 29, 2, 20, 17, 15, 13, 9, 6, 28, 1,
+                                             23, 19, 11, 3, 16, 14, 7, 24, 12, 4, 8, 25, 5, 26, 27, 0};
+#endif
+
 /* How many bits of a word that is not 0 come before its first 1. */
 GEMEDGE_INLINE unsigned gemedge_zeros(uint32_t word) {
-#if defined(__GNUC__)
+#if defined(GEMEDGE_CONSTANT_TIME) && GEMEDGE_SHORT_PRODUCTS
+    unsigned step;
+    for (step = 1; step < 32u; step <<= 1) {
+        word |= word >> step; /* at last 2^k - 1, each of which 0x07C4ACDD times has other upper bits */
+    }
+    return gemedge_zeros_of[((word * 0x07C4ACDDu) & 0xFFFFFFFFu) >> 27];
+#elif defined(__GNUC__)
     return (unsigned)(sizeof(unsigned) == 4u ? __builtin_clz((unsigned)word) : __builtin_clzl(word));
 #else
     return 32u - (unsigned)gemedge_bit_length(word);
@@ -74,16 +87,12 @@ GEMEDGE_INLINE unsigned gemedge_zeros(uint32_t word) {
 /* d * 2^s as its upper word, which begins with a 1. */
 GEMEDGE_INLINE struct gemedge_normal gemedge_normalised(uint64_t d, unsigned is_wide) {
     struct gemedge_normal found;
-    const uint32_t high = (uint32_t)(d >> 32);
     const uint32_t low = (uint32_t)d;
-    if (is_wide && !high) {
-        found.s = gemedge_zeros(low);
-        found.m = low << found.s;
-        found.s += 32u;
-    } else {
-        found.s = gemedge_zeros(high);
-        found.m = (high << found.s) | ((low >> 1) >> (31u - found.s));
-    }
+    const uint32_t none = is_wide ? 0u - (uint32_t)((d >> 32) == 0) : 0u; /* all its bits where the upper word is 0 */
+    const uint32_t high = (uint32_t)(d >> 32) | (low & none);
+    const unsigned s = gemedge_zeros(high);
+    found.m = (high << s) | (((low & ~none) >> 1) >> (31u - s));
+    found.s = s + (unsigned)(none & 32u);
     return found;
 }
 
@@ -153,12 +162,11 @@ GEMEDGE_INLINE int32_t gemedge_below(uint32_t u, const struct gemedge_compact *b
 
 GEMEDGE_INLINE int32_t gemedge_compact_one(int32_t x, const struct gemedge_compact *by) {
 #ifdef GEMEDGE_CONSTANT_TIME
-    const int32_t above_0 = -x >> 31; /* all its bits where x > 0 */
-    const uint32_t u = (uint32_t)(x & above_0);
+    const int32_t u = x & ~(x >> 31); /* either side is 0 at 0 */
     if (!by->is_segem) {
-        return gemedge_above(u, gemedge_fraction(u, by), by);
+        return gemedge_above((uint32_t)u, gemedge_fraction((uint32_t)u, by), by);
     }
-    return (gemedge_above(u, 0, by) & above_0) | (gemedge_below((uint32_t)-(x & ~above_0), by) & ~above_0);
+    return gemedge_above((uint32_t)u, 0, by) + gemedge_below((uint32_t)(u - x), by);
 #else
     if (!by->is_segem) {
         return x > 0 ? gemedge_above((uint32_t)x, gemedge_fraction((uint32_t)x, by), by) : 0;
@@ -167,18 +175,26 @@ GEMEDGE_INLINE int32_t gemedge_compact_one(int32_t x, const struct gemedge_compa
 #endif
 }
 
+/* y within 16 bits; |y| < 2^30. */
+GEMEDGE_INLINE int32_t gemedge_saturated(int32_t y) {
+#ifdef GEMEDGE_CONSTANT_TIME
+    const int32_t outside = ((y + 32768) | (32767 - y)) >> 31; /* all its bits, or none */
+    return (y & ~outside) | (((y >> 31) ^ 32767) & outside);
+#else
+    return y < -32767 - 1 ? -32767 - 1 : y > 32767 ? 32767 : y;
+#endif
+}
+
 /* The activation of 16-bit numbers; out may be in. */
-GEMEDGE_INLINE void gemedge_compact(const void *in, void *out, uint32_t count, const struct gemedge_compact *by) {
+GEMEDGE_INLINE void gemedge_activate_compact(const void *in, void *out, uint32_t count,
+                                             const struct gemedge_compact *by) {
     const gemedge_int16 *from = (const gemedge_int16 *)in;
     const gemedge_int16 *const end = from + count;
     gemedge_int16 *to = (gemedge_int16 *)out;
     GEMEDGE_ROLLED
     while (from != end) {
-        int32_t y = gemedge_compact_one(*from++, by);
-        if (by->saturates) {
-            y = y < -32767 - 1 ? -32767 - 1 : y > 32767 ? 32767 : y;
-        }
-        *to++ = (int16_t)y;
+        const int32_t y = gemedge_compact_one(*from++, by);
+        *to++ = (int16_t)(by->saturates ? gemedge_saturated(y) : y);
     }
 }
 
@@ -202,7 +218,8 @@ GEMEDGE_INLINE int32_t gemedge_tabulated_one(uint32_t u, const struct gemedge_ta
 }
 
 /* GEM of 16-bit numbers; out may be in. */
-GEMEDGE_INLINE void gemedge_tabulated(const void *in, void *out, uint32_t count, const struct gemedge_tabulated *by) {
+GEMEDGE_INLINE void gemedge_activate_tabulated(const void *in, void *out, uint32_t count,
+                                               const struct gemedge_tabulated *by) {
     const gemedge_int16 *from = (const gemedge_int16 *)in;
     const gemedge_int16 *const end = from + count;
     gemedge_int16 *to = (gemedge_int16 *)out;
