@@ -25,6 +25,7 @@ NAMES = (
     "fused_kernel",
     "kernel",
     "simulate",
+    "integer_onnx",
     "calibrate",
     "export_resnet",
     "tradeoffs",

@@ -1,4 +1,4 @@
-"""Speed of exported quantized models: `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/integer_onnx.py`.
+"""Speed of exported quantized models: `OMP_NUM_THREADS=1 python -m benchmarks.integer_onnx`.
 
 The ResNet-8 of MLPerf Tiny with GEM in int8, batch 64, onnxruntime on one thread: the integer form and the qdq form
 beside the float model, with and without gemedge's kernel for the activations, in the same run. To reach, of
@@ -10,9 +10,10 @@ from functools import partial
 import onnx_ir as ir
 import onnxruntime
 import torch
-from simulate import BATCH, resnet8, settle
-from timing import interleaved
 
+from benchmarks.row import Row, main, timed
+from benchmarks.simulate import BATCH, resnet8, settle
+from benchmarks.timing import interleaved
 from gemedge.capture import capture_module, forms
 from gemedge.export.run import onnxruntime_options
 from gemedge.export.to_integer_onnx import to_integer_onnx
@@ -25,7 +26,8 @@ ROUNDS = 21
 INTEGER_REACH, QDQ_REACH = 4.0, 1.2
 
 
-def main() -> None:
+def rows(quick: bool) -> list[Row]:
+    """The time of one run in each form."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randn(BATCH, 3, 32, 32)
@@ -42,14 +44,9 @@ def main() -> None:
     sessions |= {f"{form}, kernel": session(files[form], fused=True) for form in ("float", "qdq")}
     given = {name: images.numpy()}
     rivals = {form: partial(running.run, None, given) for form, running in sessions.items()}
-    medians = interleaved(rivals, ROUNDS)
-    fastest = medians["float, kernel"]
-    print(f"ResNet-8, batch {BATCH}, one thread, medians of {ROUNDS} rounds")
-    print(f"{'':18}{'ms':>8}{'of float':>10}{'of float, kernel':>18}")
-    for form, seconds in medians.items():
-        print(f"{form:18}{seconds * 1e3:8.1f}{seconds / medians['float']:10.2f}{seconds / fastest:18.2f}")
-    reached = medians["integer"] <= INTEGER_REACH * fastest and medians["qdq, kernel"] <= QDQ_REACH * fastest
-    print("reached" if reached else f"NOT reached: {INTEGER_REACH} in integers, {QDQ_REACH} in qdq")
+    medians = interleaved(rivals, 1 if quick else ROUNDS)
+    goals = {"integer": INTEGER_REACH, "qdq, kernel": QDQ_REACH}
+    return timed(f"Quantized ONNX, ResNet-8, batch {BATCH}, one thread", medians, "float, kernel", goals)
 
 
 def session(content: bytes, *, fused: bool) -> onnxruntime.InferenceSession:
@@ -59,4 +56,4 @@ def session(content: bytes, *, fused: bool) -> onnxruntime.InferenceSession:
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

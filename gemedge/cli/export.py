@@ -4,6 +4,7 @@ What is written is compared with the original first; each destination takes its 
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -11,10 +12,13 @@ from click.core import ParameterSource
 from gemedge.cli import export_c, export_float, export_onnx, export_tflite, options
 from gemedge.errors import UsageError
 
+if TYPE_CHECKING:
+    from gemedge.export.c_activations import Choice
+
 _EVERYWHERE = ("model", "format_", "output", "force", "as_json", "quiet")
 _OF_FLOAT = ("gem", "opset", "shapes", "example", "arch", "allow", "trust", "external_data", "no_check")
 _TAKES = {
-    "c": ("project", "data", "vectors"),
+    "c": ("activation", "project", "data", "vectors"),
     "onnx": _OF_FLOAT,
     "onnx of a quantized model": ("form", "raw", "data", "opset", "no_check"),
     "tflite": _OF_FLOAT,
@@ -37,6 +41,13 @@ _FORMS = {"onnx": ("function", "primitive", "custom"), "tflite": ("table", "floa
     help="An activation in ONNX: a node with a function body (the default), standard operators, or the node alone;"
     " in TensorFlow Lite: a table, float operators, or one operator whose kernel is written beside the file."
     "  [default: table at 8 bits, float at 16]",
+)
+@click.option(
+    "--activation",
+    type=click.Choice(["auto", "reciprocal", "table"]),
+    default="auto",
+    show_default=True,
+    help="C: how 16-bit activations are computed, all exactly; 8-bit ones are always tables of 256 entries.",
 )
 @click.option(
     "--form",
@@ -72,6 +83,7 @@ def command(
     format_: str,
     output: Path | None,
     gem: str | None,
+    activation: "Choice",
     form: export_onnx.Form,
     raw: bool,
     opset: int | None,
@@ -105,7 +117,7 @@ def command(
         raise UsageError(f"--gem {gem} is not for --format {format_}; that takes {', '.join(_FORMS[format_])}")
     match destination:
         case "c":
-            export_c.write(model, output, project, data, vectors, **told)
+            export_c.write(model, output, activation, project, data, vectors, **told)
         case "onnx of a quantized model":
             export_onnx.write(model, output, form=form, opset=opset, raw=raw, data=data, check=not no_check, **told)
         case "tflite of a quantized model":
