@@ -53,7 +53,7 @@ fuzz-readers: $(INSTALLED)
 fuzz-c: $(INSTALLED)
 	@echo "gemedge: fuzzing the exported C for $(SECONDS) s"
 	@mkdir -p build
-	@PYTHONPATH=. $(BIN)/python tests/fuzz_c.py -max_total_time=$(SECONDS) -timeout=60 -artifact_prefix=build/ -print_final_stats=1
+	@$(BIN)/python tests/fuzz_c.py -max_total_time=$(SECONDS) -timeout=60 -artifact_prefix=build/ -print_final_stats=1
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "gemedge: installing into $(VENV); the first time takes a few minutes"

@@ -37,6 +37,7 @@ def exported(name: str, scheme: str, folder: Path):
     return model, given
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NETWORKS)
 def test_clang_has_nothing_to_say_and_its_sanitizers_neither(name, tmp_path):
     model, given = exported(name, "int16x8", tmp_path)
