@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 # Threads of numeric libraries gain nothing on small models, and lose much where tests run side by side.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-all lint docs bench fuzz clean
+.PHONY: demo test test-all lint docs bench fuzz fuzz-readers fuzz-c clean
 
 demo: $(INSTALLED)
 	@echo "gemedge: running examples/demo.py; its files go to ./demo"
@@ -48,12 +48,19 @@ bench: $(INSTALLED)
 	@$(PIP) --no-deps seglearn
 	@$(BIN)/python -m benchmarks
 
-# The readers of model files against mutated input, SECONDS long.
+# The readers of model files against mutated input, SECONDS long; then the exported C as long, with clang's libFuzzer.
 SECONDS ?= 60
-fuzz: $(INSTALLED)
+fuzz: fuzz-readers fuzz-c
+
+fuzz-readers: $(INSTALLED)
 	@echo "gemedge: fuzzing the file readers for $(SECONDS) s"
 	@mkdir -p build
 	@$(BIN)/python tests/fuzz_readers.py -max_total_time=$(SECONDS) -timeout=60 -artifact_prefix=build/ -print_final_stats=1
+
+fuzz-c: $(INSTALLED)
+	@echo "gemedge: fuzzing the exported C for $(SECONDS) s"
+	@mkdir -p build
+	@$(BIN)/python tests/fuzz_c.py -max_total_time=$(SECONDS) -timeout=60 -artifact_prefix=build/ -print_final_stats=1
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "gemedge: installing into $(VENV); the first time takes a few minutes"

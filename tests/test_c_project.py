@@ -58,12 +58,14 @@ def output(program: Path) -> bytes:
     return subprocess.run([program], capture_output=True, check=True).stdout
 
 
+@pytest.mark.exhaustive
 def test_the_cmake_project_has_a_self_test(model, tmp_path):
     exported(model, "net", "cmake", tmp_path)
     build = cmake(tmp_path, "gemedge_net_selftest")
     assert_simulates(read_log(output(build / "gemedge_net_selftest")), model, GIVEN)
 
 
+@pytest.mark.exhaustive
 def test_a_cmake_program_links_two_models_and_turns_floats(model, tmp_path):
     for name in ("one", "two"):
         exported(model, name, "cmake", tmp_path / name)
@@ -167,6 +169,7 @@ endif()
 """
 
 
+@pytest.mark.exhaustive
 def test_the_zephyr_module_builds_where_its_option_is_set(model, tmp_path):
     files = exported(model, "net", "zephyr", tmp_path / "module")
     module = dict(re.findall(r"^ *(\w+): (\S+)$", files["zephyr/module.yml"].decode(), re.MULTILINE))
@@ -218,6 +221,29 @@ def test_the_readme_says_how_to_build_and_verify(model, tmp_path):
     command = re.search(r"cc -DGEMEDGE_STDIO .*", (tmp_path / "cmake/README.md").read_text())
     subprocess.run(command[0], shell=True, cwd=tmp_path / "cmake", check=True)
     assert_simulates(read_log((tmp_path / "cmake/board.log").read_bytes()), model, GIVEN)
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_a_null_pointer_is_an_error_code_and_nothing_is_written(model, missing, tmp_path):
+    exported(model, "net", "cmake", tmp_path)
+    names = ["arena", "in", "out"]
+    arena, given, made = ("0" if i == missing else name for i, name in enumerate(names))
+    (tmp_path / "main.c").write_text(f"""#include <string.h>
+#include "model.h"
+int main(void) {{
+    static uint32_t arena[(NET_ARENA_SIZE + 3) / 4], old[(NET_ARENA_SIZE + 3) / 4];
+    static int16_t in[NET_INPUT_SIZE], out[NET_OUTPUT_SIZE];
+    memset(arena, 90, sizeof arena);
+    memset(old, 90, sizeof old);
+    memset(in, 1, sizeof in);
+    memset(out, 90, sizeof out);
+    (void)in;
+    if (net_run({arena}, sizeof arena, {given}, {made}) != GEMEDGE_NULL_POINTER) return 1;
+    return memcmp(arena, old, sizeof arena) != 0 || out[0] != 90 * 257;
+}}
+""")
+    compiled(["-std=c99", "-fsanitize=undefined,address", "model.c", "main.c", "-o", "main"], tmp_path)
+    subprocess.run([tmp_path / "main"], check=True)
 
 
 def test_a_project_that_is_none_is_named(model):

@@ -186,7 +186,7 @@ const char *{name}_layer_name(int layer);
 {writer.constants.text}
 {writer.constants.reached}
 #ifdef GEMEDGE_OBSERVE
-#define SEEN(layer, data, bytes) if (observe) observe(layer, data, bytes, context)
+#define SEEN(layer, data, bytes) if (observe) {{ observe(layer, data, bytes, context); }}
 int {name}_run_observed({interface.parameters},
     void (*observe)(int layer, const void *data, size_t bytes, void *context), void *context)
 #else
