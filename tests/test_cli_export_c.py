@@ -16,10 +16,11 @@ from gemedge import model_file
 from gemedge.capture import capture_module
 from gemedge.cli import _status
 from gemedge.export import to_c
+from gemedge.export.folder import MODEL
 from gemedge.fixed import Rounding
 from gemedge.quant.quantize import quantize
 
-NAMES = sorted(to_c.FILES)
+NAMES = sorted((*to_c.FILES, MODEL))
 
 
 def gemedge(*arguments: object) -> int:
