@@ -1,4 +1,4 @@
-"""Activations in C: models of their forms judged by exact rationals, the C by all codes, on host and emulated CPUs."""
+"""Activations in C: models judged by exact rationals, the C by all codes, on the host and on emulated CPUs."""
 
 import ctypes
 import subprocess

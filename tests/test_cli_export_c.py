@@ -16,12 +16,13 @@ from gemedge import model_file
 from gemedge.capture import capture_module
 from gemedge.cli import _status
 from gemedge.export import to_c
+from gemedge.export.folder import MODEL
 from gemedge.fixed import Rounding
 from gemedge.model import QuantizedModel
 from gemedge.quant.quantize import quantize
 
 OWN = ["CMakeLists.txt", "README.md", "gemedge_float.h", "model.c", "model.h", "model_float.h"]
-NAMES = sorted([*OWN, "model.gemq", *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
+NAMES = sorted([*OWN, MODEL, *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
 
 
 def gemedge(*arguments: object) -> int:
@@ -62,6 +63,23 @@ def test_json_says_what_was_written_and_how_large_the_arena_is(quantized, capsys
     told = json.loads(capsys.readouterr().out)
     assert {str(folder / name): (folder / name).stat().st_size for name in NAMES} == told["files"]
     assert f"#define MY_NET_ARENA_SIZE {told['arena']}\n" in (folder / "model.h").read_text()
+
+
+@pytest.mark.parametrize(
+    ("choice", "form"),
+    [("auto", "gemedge_activate_compact"), ("reciprocal", "gemedge_activate_compact"), ("table", "gemedge_activate_")],
+)
+def test_an_activation_of_16_bits_is_written_in_the_form_asked_for(quantized, choice, form, capsys):
+    folder = quantized.with_name(choice)
+    assert gemedge("export", quantized, "--format", "c", "--activation", choice, "-o", folder, "--json") == 0
+    assert form in (folder / "model.c").read_text()
+    told = json.loads(capsys.readouterr().out)
+    assert told["activations"] == {"reciprocal of 32 bits": 1}
+
+
+def test_the_form_of_activations_is_for_c(quantized, capsys):
+    assert gemedge("export", quantized, "--activation", "table") == 2
+    assert "--activation is for --format c" in capsys.readouterr().err
 
 
 def test_files_that_exist_are_replaced_by_force_alone(quantized, capsys):

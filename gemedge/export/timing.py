@@ -71,6 +71,7 @@ def cycles(machine: Machine, blocks: Blocks) -> Cycles | None:
         ran[address] += times
     cut = {sum(block) for block in blocks if not _timed(machine.code(block), block[0], machine.target).ends}
     low = high = 0
+    jumped = Counter[int]()  # how often a block was entered by a branch that is always taken
     ends: dict[int, _Timed] = {}
     reached = Counter[int]()  # how often the end of a block was, by whatever block: two may share their last branch
     for block, times in blocks.items():
@@ -78,6 +79,10 @@ def cycles(machine: Machine, blocks: Blocks) -> Cycles | None:
         low, high = low + times * timed.span[0], high + times * timed.span[1]
         ends[sum(block)] = timed
         reached[sum(block)] += times
+    for end, timed in ends.items():
+        if timed.ends and not timed.conditional and timed.target is not None:
+            jumped[timed.target] += reached[end]
+    ran -= jumped  # what is left of a block was entered by conditional branches, or from the block before it
     for end, timed in ends.items():
         fewest, most = _taken(timed, reached[end], ran, end)
         low, high = low + fewest * timed.refill[0], high + most * timed.refill[1]
