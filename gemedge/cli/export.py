@@ -3,7 +3,7 @@
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from click.core import ParameterSource
@@ -13,7 +13,7 @@ from gemedge.errors import UsageError, about
 
 if TYPE_CHECKING:
     from gemedge.capture import Captured
-    from gemedge.export import Exported
+    from gemedge.export import Exported, Format
 
 _EVERYWHERE = ("model", "format_", "output", "force", "as_json", "quiet")
 _OF_TFLITE = (*_EVERYWHERE, "gem", "no_check")
@@ -78,15 +78,20 @@ def command(
         _refuse_others("tflite of a quantized model", _OF_TFLITE)
         export_tflite.write(model, output, gem, check=not no_check, force=force, as_json=as_json, quiet=quiet)
         return
-    form = gem or "function"
     from gemedge import files
     from gemedge.capture import capture
     from gemedge.capture.archive import open_bytes
-    from gemedge.export import export_checked
+    from gemedge.export import OPSET_OF_TFLITE, export_checked
+
+    if format_ == "tflite":
+        _refuse_others("tflite", (*_OF_TFLITE, "shapes", "example", "arch", "allow", "trust"))
+        if gem not in (None, "float"):
+            raise UsageError(f"--gem {gem} is for quantized models; a float model takes float")
+        opset = OPSET_OF_TFLITE
 
     with about(model):
         open_bytes(model)  # before the output's place is judged, and in no time
-    target = output or model.with_suffix(".onnx")
+    target = output or model.with_suffix(f".{format_}")
     inputs = tuple(path for path in (model, example) if path is not None)
     targets = [target.with_name(f"{target.name}.data"), target] if external_data else [target]
     for path in targets:
@@ -100,8 +105,8 @@ def command(
         with about(model):
             exported = export_checked(
                 captured,
-                "onnx",
-                gem=form,
+                cast("Format", format_),
+                gem=gem,
                 external_data=external_data,
                 name=target.name,
                 check=not no_check,
@@ -111,6 +116,7 @@ def command(
             )
         contents = {target.with_name(name): content for name, content in exported.files.items()}
         files.write(contents, force=force)
+    form = gem or {"onnx": "function", "tflite": "float"}[format_]
     if as_json:
         console.print_json(_summary(exported, list(contents), form, format_))
     elif not quiet:
@@ -132,9 +138,7 @@ def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) ->
         "files": {str(path): len(exported.files[path.name]) for path in paths},
         "format": format_,
         "gem": gem,
-        "opset": captured.model.graph.opset_imports[""],
-        "inputs": _values(captured.model.graph.inputs),
-        "outputs": _values(captured.model.graph.outputs),
+        **_borders(exported),
         "activations": [{"node": node, "activation": text} for node, text in _activations(captured)],
         "notes": list(captured.notes),
         "compared": [
@@ -151,14 +155,25 @@ def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) ->
     }
 
 
+def _borders(exported: "Exported") -> dict[str, Any]:
+    graph = exported.captured.model.graph
+    if exported.written is not None:
+        return export_tflite.borders(exported.written)
+    sides = {"inputs": _values(graph.inputs), "outputs": _values(graph.outputs)}
+    return {"opset": graph.opset_imports[""], **sides}
+
+
 def _print(exported: "Exported", target: Path, gem: str) -> None:
     captured = exported.captured
     graph = captured.model.graph
     counts = Counter(text for _, text in _activations(captured))
-    rows = [("input", _shown(value)) for value in _values(graph.inputs)]
-    rows += [("output", _shown(value)) for value in _values(graph.outputs)]
+    if exported.written is not None:
+        rows = export_tflite.border_rows(exported.written)
+    else:
+        rows = [("input", _shown(value)) for value in _values(graph.inputs)]
+        rows += [("output", _shown(value)) for value in _values(graph.outputs)]
     rows.append(("activations", ", ".join(f"{count} x {text}" for text, count in counts.items()) or "none of GEM's"))
-    rows.append(("form", f"{gem}, opset {graph.opset_imports['']}"))
+    rows.append(("form", gem if exported.written is not None else f"{gem}, opset {graph.opset_imports['']}"))
     rows += [("file", f"{target.with_name(name)}, {len(content):,} bytes") for name, content in exported.files.items()]
     if exported.differences:
         worst = exported.differences[0]

@@ -79,7 +79,7 @@ def check(files: Mapping[str, bytes | memoryview], original: Captured) -> list[D
         names = list(original.expected[probe])
         for name, got in zip(names, session.run(names, inputs), strict=True):
             differences.append(compare(probe, name, original.expected[probe][name], np.asarray(got)))
-    return sorted(differences, key=_badness, reverse=True)
+    return sorted(differences, key=badness, reverse=True)
 
 
 def check_confined(
@@ -120,7 +120,8 @@ def _owned(arrays: Arrays) -> Arrays:
     return {name: np.array(array) for name, array in arrays.items()}
 
 
-def _badness(difference: Difference) -> tuple[bool, float]:
+def badness(difference: Difference) -> tuple[bool, float]:
+    """By which the worst of differences is found."""
     scale = difference.allowed or 1.0
     return not difference.passes, difference.max_abs / scale
 
