@@ -4,7 +4,7 @@ What is written is compared with the original first; each destination takes its 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 from click.core import ParameterSource
@@ -13,18 +13,23 @@ from gemedge.cli import export_c, export_float, export_onnx, export_tflite, opti
 from gemedge.errors import UsageError
 
 if TYPE_CHECKING:
+    from gemedge.export import Format
     from gemedge.export.c_activations import Choice
 
 _EVERYWHERE = ("model", "format_", "output", "force", "as_json", "quiet")
-_OF_FLOAT = ("gem", "opset", "shapes", "example", "arch", "allow", "trust", "external_data", "no_check")
+_OF_FLOAT = ("gem", "shapes", "example", "arch", "allow", "trust", "no_check")
 _TAKES = {
     "c": ("activation", "project", "data", "vectors"),
-    "onnx": _OF_FLOAT,
+    "onnx": (*_OF_FLOAT, "opset", "external_data"),
     "onnx of a quantized model": ("form", "raw", "data", "opset", "no_check"),
     "tflite": _OF_FLOAT,
     "tflite of a quantized model": ("gem", "no_check"),
 }
-_FORMS = {"onnx": ("function", "primitive", "custom"), "tflite": ("table", "float", "custom")}
+_FORMS = {
+    "onnx": ("function", "primitive", "custom"),
+    "tflite": ("float",),
+    "tflite of a quantized model": ("table", "float", "custom"),
+}
 
 
 @click.command("export", short_help="Write a model as ONNX or TensorFlow Lite, checked, or as C.")
@@ -113,8 +118,8 @@ def command(
     destination = f"{format_} of a quantized model" if quantized else format_
     _refuse_others(destination)
     told = {"force": force, "as_json": as_json, "quiet": quiet}
-    if gem is not None and gem not in _FORMS[format_]:
-        raise UsageError(f"--gem {gem} is not for --format {format_}; that takes {', '.join(_FORMS[format_])}")
+    if gem is not None and gem not in _FORMS[destination]:
+        raise UsageError(f"--gem {gem} is not for --format {destination}; that takes {', '.join(_FORMS[destination])}")
     match destination:
         case "c":
             export_c.write(model, output, activation, project, data, vectors, **told)
@@ -126,7 +131,8 @@ def command(
             export_float.write(
                 options.source(model, shapes, example, arch, allow, trust),
                 output,
-                gem or "function",
+                cast("Format", format_),
+                gem,
                 opset=opset,
                 inputs=(model,) if example is None else (model, example),
                 external_data=external_data,

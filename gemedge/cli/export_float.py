@@ -1,16 +1,16 @@
-"""gemedge export of a float model: a checked ONNX file."""
+"""gemedge export of a float model: a checked ONNX or TensorFlow Lite file."""
 
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemedge.cli import console
+from gemedge.cli import console, export_tflite
 from gemedge.errors import about
 
 if TYPE_CHECKING:
     from gemedge.capture import Captured, Source
-    from gemedge.export import Exported
+    from gemedge.export import Exported, Format
 
 _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
@@ -18,7 +18,8 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 def write(
     source: "Source",
     output: Path | None,
-    form: str,
+    format_: "Format",
+    gem: str | None,
     *,
     opset: int | None,
     inputs: tuple[Path, ...],
@@ -28,29 +29,29 @@ def write(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write a float model as ONNX, compared with the original before the file appears. inputs: files not to replace."""
+    """Write a float model, compared with the original before the file appears. inputs: files not to replace."""
     from gemedge import files
     from gemedge.capture import capture
     from gemedge.capture.archive import open_bytes
-    from gemedge.export import export_checked
+    from gemedge.export import OPSET_OF_TFLITE, export_checked
 
     model = source.path
     with about(model):
         open_bytes(model)  # before the output's place is judged, and in no time
-    target = output or model.with_suffix(".onnx")
+    target = output or model.with_suffix(f".{format_}")
     targets = [target.with_name(f"{target.name}.data"), target] if external_data else [target]
     for path in targets:
         files.refuse_existing(path, force=force, inputs=inputs)
     with ExitStack() as stack:
         on_phase = stack.enter_context(console.phases(f"gemedge export {model.name}", quiet=quiet or as_json))
-        captured = capture(source, opset=opset, on_phase=on_phase)
+        captured = capture(source, opset=OPSET_OF_TFLITE if format_ == "tflite" else opset, on_phase=on_phase)
         for remark in captured.notes:
             console.note(remark, quiet=quiet)
         with about(model):
             exported = export_checked(
                 captured,
-                "onnx",
-                gem=form,
+                format_,
+                gem=gem,
                 external_data=external_data,
                 name=target.name,
                 check=check,
@@ -60,8 +61,9 @@ def write(
             )
         contents = {target.with_name(name): content for name, content in exported.files.items()}
         files.write(contents, force=force)
+    form = gem or {"onnx": "function", "tflite": "float"}[format_]
     if as_json:
-        console.print_json(_summary(exported, list(contents), form, "onnx"))
+        console.print_json(_summary(exported, list(contents), form, format_))
     elif not quiet:
         _print(exported, target, form)
 
@@ -72,9 +74,7 @@ def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) ->
         "files": {str(path): len(exported.files[path.name]) for path in paths},
         "format": format_,
         "gem": gem,
-        "opset": captured.model.graph.opset_imports[""],
-        "inputs": _values(captured.model.graph.inputs),
-        "outputs": _values(captured.model.graph.outputs),
+        **_borders(exported),
         "activations": [{"node": node, "activation": text} for node, text in _activations(captured)],
         "notes": list(captured.notes),
         "compared": [
@@ -91,14 +91,25 @@ def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) ->
     }
 
 
+def _borders(exported: "Exported") -> dict[str, Any]:
+    graph = exported.captured.model.graph
+    if exported.written is not None:
+        return export_tflite.borders(exported.written)
+    sides = {"inputs": _values(graph.inputs), "outputs": _values(graph.outputs)}
+    return {"opset": graph.opset_imports[""], **sides}
+
+
 def _print(exported: "Exported", target: Path, gem: str) -> None:
     captured = exported.captured
     graph = captured.model.graph
     counts = Counter(text for _, text in _activations(captured))
-    rows = [("input", _shown(value)) for value in _values(graph.inputs)]
-    rows += [("output", _shown(value)) for value in _values(graph.outputs)]
+    if exported.written is not None:
+        rows = export_tflite.border_rows(exported.written)
+    else:
+        rows = [("input", _shown(value)) for value in _values(graph.inputs)]
+        rows += [("output", _shown(value)) for value in _values(graph.outputs)]
     rows.append(("activations", ", ".join(f"{count} x {text}" for text, count in counts.items()) or "none of GEM's"))
-    rows.append(("form", f"{gem}, opset {graph.opset_imports['']}"))
+    rows.append(("form", gem if exported.written is not None else f"{gem}, opset {graph.opset_imports['']}"))
     rows += [("file", f"{target.with_name(name)}, {len(content):,} bytes") for name, content in exported.files.items()]
     if exported.differences:
         worst = exported.differences[0]

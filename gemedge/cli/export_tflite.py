@@ -29,8 +29,8 @@ def write(
     form = cast("Form | None", gem)
     with about(model):
         content = open_bytes(model)
-    kernel = {target.with_name(name) for name in tflite_custom.FILES} if form == "custom" else set()
-    for path in (target, *kernel):
+    sources = tflite_custom.FILES if form == "custom" else ()
+    for path in (target, *map(target.with_name, sources)):
         files.refuse_existing(path, force=force, inputs=(model,))
     with about(model):
         quantized = model_file.load(content)
@@ -41,8 +41,7 @@ def write(
             checked = _checked(quantized, form) if check else {}
     contents = {target: written.content}
     if form == "custom":
-        sources = tflite_custom.sources(written.kernels)
-        contents |= {target.with_name(name): source for name, source in sources.items()}
+        contents |= {target.with_name(name): c for name, c in tflite_custom.sources(written.kernels).items()}
     files.write(contents, force=force)
     sizes = {str(path): len(content) for path, content in contents.items()}
     if as_json:
@@ -90,14 +89,7 @@ def _allowed(model: "QuantizedModel", runtime: str, kind: str, gem: "Form | None
 def _fields(
     model: "QuantizedModel", written: "Written", sizes: dict[str, int], checked: "Checked", gem: "Form | None"
 ) -> list[tuple[str, str]]:
-    from gemedge.export.to_tflite import layout_name
-
-    borders = [("input", value) for value in written.inputs] + [("output", value) for value in written.outputs]
-    batch = "?" if written.dynamic else "1"
-    rows = [
-        (side, f"{value.name}: {value.dtype} [{', '.join([batch, *map(str, value.laid)])}], {layout_name(value)}")
-        for side, value in borders
-    ]
+    rows = border_rows(written)
     rows.append(("integers", f"{model.scheme}, rounding {model.rounding.value}, {len(model.layers)} layers"))
     rows += [("file", f"{path}, {size:,} bytes") for path, size in sizes.items()]
     for runtime, layers in checked.items():
@@ -107,6 +99,27 @@ def _fields(
     elif gem == "custom":
         rows.append(("", "compared with tables in place of the operator of ours"))
     return rows
+
+
+def border_rows(written: "Written") -> list[tuple[str, str]]:
+    """Name, type, shape and order of axes of each input and output."""
+    from gemedge.export.to_tflite import layout_name
+
+    borders = [("input", value) for value in written.inputs] + [("output", value) for value in written.outputs]
+    batch = "?" if written.dynamic else "1"
+    return [
+        (side, f"{value.name}: {value.dtype} [{', '.join([batch, *map(str, value.laid)])}], {layout_name(value)}")
+        for side, value in borders
+    ]
+
+
+def borders(written: "Written") -> dict[str, Any]:
+    """The same as JSON: axes lists which axis of the model's tensor each axis is."""
+    sides = {"inputs": written.inputs, "outputs": written.outputs}
+    return {
+        side: [{"name": v.name, "type": v.dtype, "shape": [1, *v.laid], "axes": list(v.axes)} for v in values]
+        for side, values in sides.items()
+    } | {"dynamic": written.dynamic}
 
 
 def told(layers: "list[LayerDifference]") -> str:
@@ -122,17 +135,12 @@ def told(layers: "list[LayerDifference]") -> str:
 
 
 def _summary(model: "QuantizedModel", written: "Written", sizes: dict[str, int], checked: "Checked") -> dict[str, Any]:
-    sides = {"inputs": written.inputs, "outputs": written.outputs}
     return {
         "files": sizes,
         "format": "tflite",
         "scheme": model.scheme,
         "rounding": model.rounding.value,
-        "dynamic": written.dynamic,
-        **{
-            side: [{"name": v.name, "type": v.dtype, "shape": list(v.laid), "axes": list(v.axes)} for v in values]
-            for side, values in sides.items()
-        },
+        **borders(written),
         "compared": {
             runtime: layers
             if isinstance(layers, str)

@@ -90,7 +90,7 @@ def _differences(
     for probe, inputs, expected in probes:
         for name, got in zip(expected, session.run(list(expected), inputs), strict=True):
             differences.append(compare(probe, name, expected[name], np.asarray(got)))
-    return sorted(differences, key=_badness, reverse=True)
+    return sorted(differences, key=badness, reverse=True)
 
 
 def check_confined(
@@ -128,7 +128,8 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
     return {"differences": [asdict(difference) for difference in differences]}, {}
 
 
-def _badness(difference: Difference) -> tuple[bool, float]:
+def badness(difference: Difference) -> tuple[bool, float]:
+    """By which the worst of differences is found."""
     scale = difference.allowed or 1.0
     return not difference.passes, difference.max_abs / scale
 

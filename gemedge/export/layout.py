@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gemedge.model import Op, QuantizedModel
+from gemedge.export.float_operators import Arithmetic, FloatModel, Function, Mean, Normalize, Shares
+from gemedge.model import QuantizedModel
 from gemedge.moving import Clamp, Concatenate, Pad, Reshape, Spread, Take
 from gemedge.operators import (
     Activate,
@@ -25,6 +26,7 @@ from gemedge.operators import (
     Lookup,
     MaxPool,
     Multiply,
+    Operator,
     RawAveragePool,
     Shape,
     Softmax,
@@ -32,10 +34,10 @@ from gemedge.operators import (
 
 _LAST = (Convolution, MaxPool, AveragePool, RawAveragePool)
 _ONE_TO_ONE = (Activate, Lookup, Interpolate, Combine, GemmlowpSum, Multiply, Choose, Concatenate, Clamp)
-_ALIKE = (*_ONE_TO_ONE, Softmax, LayerNormalization, Take, Pad, Spread)
+_ALIKE = (*_ONE_TO_ONE, Softmax, LayerNormalization, Take, Pad, Spread, Function, Arithmetic, Mean, Shares, Normalize)
 
 
-def orders(model: QuantizedModel) -> dict[str, Shape]:
+def orders(model: QuantizedModel | FloatModel) -> dict[str, Shape]:
     """The order of each tensor. What one layer reads and makes number by number lies alike."""
     group = {name: name for name in model.tensors}
     wanted = set()
@@ -54,7 +56,7 @@ def orders(model: QuantizedModel) -> dict[str, Shape]:
     return {name: _order(len(tensor.shape), head(name) in last) for name, tensor in model.tensors.items()}
 
 
-def _alike(model: QuantizedModel, layer: Op) -> list[str]:
+def _alike(model: QuantizedModel | FloatModel, layer: Operator) -> list[str]:
     """The inputs that are to lie as the output does."""
     made = model.tensors[layer.output].shape
     shapes = {name: model.tensors[name].shape for name in layer.inputs}

@@ -49,7 +49,10 @@ def by_floats(to: Tensors, source: str, name: str, activation: Activation) -> No
 
 
 class Formula:
-    """An activation in float32 operators, operation for operation as gemedge.activation computes it."""
+    """An activation in float32 operators, operation for operation as gemedge.activation computes it.
+
+    The number comes first in a maximum or minimum: TensorFlow Lite Micro compares, and gives the second for NaN.
+    """
 
     def __init__(self, to: Tensors, value: Value, activation: Activation) -> None:
         self._graph, self._value, self._activation = to.graph, value, activation
@@ -69,19 +72,19 @@ class Formula:
         return self._graph.operator("LEAKY_RELU", [x], made, alpha=slope)
 
     def _gem(self, x: int, n: int, made: int) -> int:
-        above = self._step("MAXIMUM", x, self._number(0.0))
+        above = self._step("MAXIMUM", self._number(0.0), x)
         power = self._even_power(self._step("DIV", self._number(self._activation.epsilon), above), n)
         return self._graph.operator("DIV", [above, self._step("ADD", power, self._number(1.0))], made)
 
     def _segem(self, x: int, n: int, made: int) -> int:
         epsilon, one = self._number(self._activation.epsilon), self._number(1.0)
-        below = self._step("MAXIMUM", self._graph.operator("NEG", [x], self._temporary()), self._number(0.0))
-        t = self._step("MINIMUM", self._step("DIV", below, epsilon), self._number(segem_limit(n)))
+        below = self._step("MAXIMUM", self._number(0.0), self._graph.operator("NEG", [x], self._temporary()))
+        t = self._step("MINIMUM", self._number(segem_limit(n)), self._step("DIV", below, epsilon))
         total = t
         for _ in range(1, 2 * n):
             total = self._step("MUL", self._step("ADD", total, one), t)
         gate = self._step("DIV", total, self._step("ADD", one, total))
-        above = self._step("MAXIMUM", x, self._number(0.0))
+        above = self._step("MAXIMUM", self._number(0.0), x)
         return self._graph.operator("SUB", [above, self._step("MUL", epsilon, gate)], made)
 
     def _even_power(self, square: int, n: int) -> int:

@@ -9,7 +9,7 @@ from gemedge.export import tflite_moving as moving
 from gemedge.export import tflite_windows as windows
 from gemedge.export.tflite_activations import by_floats, by_table
 from gemedge.export.tflite_custom import by_custom
-from gemedge.export.tflite_model import Writer
+from gemedge.export.tflite_model import IntegerWriter
 from gemedge.export.tflite_tensors import identity
 from gemedge.model import Op
 from gemedge.moving import Clamp, Concatenate, Constant, Embed, Pad, Reshape, Spread, Take, Transpose
@@ -31,7 +31,7 @@ from gemedge.operators import (
 )
 
 
-def write(to: Writer, layer: Op) -> None:
+def write(to: IntegerWriter, layer: Op) -> None:
     """The layer's operators; UnsupportedError names the layer that has none."""
     try:
         if isinstance(layer, Constant):
@@ -46,7 +46,7 @@ def write(to: Writer, layer: Op) -> None:
         raise UnsupportedError(f"layer {layer.name!r} ({type(layer).__name__}) in TensorFlow Lite: {error}") from error
 
 
-def _activate(to: Writer, layer: Activate) -> None:
+def _activate(to: IntegerWriter, layer: Activate) -> None:
     (given,), source = to.given(layer), layer.inputs[0]
     kernel = to.model.kernels[layer.name]
     match to.form_of(given.quantized):
@@ -59,11 +59,11 @@ def _activate(to: Writer, layer: Activate) -> None:
             to.custom[layer.name] = kernel
 
 
-def _lookup(to: Writer, layer: Lookup) -> None:
+def _lookup(to: IntegerWriter, layer: Lookup) -> None:
     _tabled(to, layer, layer.table)
 
 
-def _interpolate(to: Writer, layer: Interpolate) -> None:
+def _interpolate(to: IntegerWriter, layer: Interpolate) -> None:
     """All 65,536 outputs: TensorFlow Lite's own interpolation is of other functions."""
     position = _codes(16).astype(np.int64) + 32768
     entries = layer.table.astype(np.int64)
@@ -72,7 +72,7 @@ def _interpolate(to: Writer, layer: Interpolate) -> None:
     _tabled(to, layer, outputs.astype(layer.table.dtype))
 
 
-def _tabled(to: Writer, layer: Op, outputs: np.ndarray) -> None:
+def _tabled(to: IntegerWriter, layer: Op, outputs: np.ndarray) -> None:
     by_table(to, layer.inputs[0], layer.output, outputs)
 
 
@@ -81,7 +81,7 @@ def _codes(bits: int) -> np.ndarray:
     return np.arange(-half, half).astype(f"i{bits // 8}")
 
 
-def _clamp(to: Writer, layer: Clamp) -> None:
+def _clamp(to: IntegerWriter, layer: Clamp) -> None:
     made = to.values[layer.output]
     low, high = (to.graph.constant(f"{layer.name}/bound", np.array([bound], made.dtype), made.params)
                  for bound in (layer.low, layer.high))  # fmt: skip
@@ -93,7 +93,7 @@ def _clamp(to: Writer, layer: Clamp) -> None:
 # Arithmetic
 
 
-def _matrix_multiply(to: Writer, layer: MatrixMultiply) -> None:
+def _matrix_multiply(to: IntegerWriter, layer: MatrixMultiply) -> None:
     given, made = to.given(layer), to.made(layer)
     scales = [tensor.quantized.scale for tensor in given]
     mantissa, shift = int(layer.mantissa.reshape(-1)[0]), int(layer.shift.reshape(-1)[0])
@@ -102,14 +102,14 @@ def _matrix_multiply(to: Writer, layer: MatrixMultiply) -> None:
     to.write(layer.output, "BATCH_MATMUL", [to.operand(name, axes) for name in layer.inputs], axes)
 
 
-def _multiply(to: Writer, layer: Multiply) -> None:
+def _multiply(to: IntegerWriter, layer: Multiply) -> None:
     scales = [tensor.quantized.scale for tensor in to.given(layer)]
     mantissa, shift = int(layer.mantissa.reshape(-1)[0]), int(layer.shift.reshape(-1)[0])
     to.check_multiplier(layer, scales, to.made(layer).quantized.scale, mantissa, shift)
     to.graph.operator("MUL", to.elementwise(layer), to.indices[layer.output])
 
 
-def _gemmlowp_sum(to: Writer, layer: GemmlowpSum) -> None:
+def _gemmlowp_sum(to: IntegerWriter, layer: GemmlowpSum) -> None:
     scales, out = [tensor.quantized.scale for tensor in to.given(layer)], to.made(layer).quantized.scale
     twice = 2 * max(scales)
     wanted = [([scale], twice) for scale in scales] + [([twice], (1 << layer.left) * out)]
@@ -118,7 +118,7 @@ def _gemmlowp_sum(to: Writer, layer: GemmlowpSum) -> None:
     _sum(to, layer, [int(mantissa) for mantissa in layer.mantissa[:2]])
 
 
-def _combine(to: Writer, layer: Combine) -> None:
+def _combine(to: IntegerWriter, layer: Combine) -> None:
     scales, out = [tensor.quantized.scale for tensor in to.given(layer)], to.made(layer).quantized.scale
     if len(scales) != 2:
         raise UnsupportedError(f"a sum of {len(scales)} tensors; TensorFlow Lite adds two")
@@ -127,7 +127,7 @@ def _combine(to: Writer, layer: Combine) -> None:
     _sum(to, layer, [int(mantissa) for mantissa in layer.mantissa])
 
 
-def _sum(to: Writer, layer: Combine | GemmlowpSum, signs: list[int]) -> None:
+def _sum(to: IntegerWriter, layer: Combine | GemmlowpSum, signs: list[int]) -> None:
     left, right = to.elementwise(layer)
     if signs[0] < 0:
         left, right, signs = right, left, signs[::-1]
@@ -136,17 +136,21 @@ def _sum(to: Writer, layer: Combine | GemmlowpSum, signs: list[int]) -> None:
     to.graph.operator("ADD" if signs[1] > 0 else "SUB", [left, right], to.indices[layer.output], potScaleInt16=False)
 
 
-def _choose(to: Writer, layer: Choose) -> None:
+def _choose(to: IntegerWriter, layer: Choose) -> None:
     made = to.values[layer.output]
     condition = layer.condition.reshape(*(1,) * (len(made.shape) - layer.condition.ndim), *layer.condition.shape)
     chosen = to.graph.constant(f"{layer.name}/condition", condition.transpose(made.order)[None].astype(bool))
-    parts = [
-        to.requantized(layer, index, name, int(mantissa), int(shift))
-        for index, name, mantissa, shift in zip(
-            to.elementwise(layer), layer.inputs, layer.mantissa, layer.shift, strict=True
-        )
-    ]
-    to.graph.operator("SELECT_V2", [chosen, *parts], to.indices[made.name])
+    to.graph.operator("SELECT_V2", [chosen, *_requantized(to, layer)], to.indices[made.name])
+
+
+def _concatenate(to: IntegerWriter, layer: Concatenate) -> None:
+    moving.concatenate(to, layer, _requantized(to, layer))
+
+
+def _requantized(to: IntegerWriter, layer: Choose | Concatenate) -> list[int]:
+    """The inputs with the output's parameters, in its order of axes."""
+    parts = zip(to.elementwise(layer), layer.inputs, layer.mantissa, layer.shift, strict=True)
+    return [to.requantized(layer, index, name, int(mantissa), int(shift)) for index, name, mantissa, shift in parts]
 
 
 _CALLS: dict[type[Operator], Callable[..., None]] = {
@@ -160,7 +164,7 @@ _CALLS: dict[type[Operator], Callable[..., None]] = {
     GemmlowpSum: _gemmlowp_sum,
     Multiply: _multiply,
     Choose: _choose,
-    Concatenate: moving.concatenate,
+    Concatenate: _concatenate,
     MaxPool: windows.max_pool,
     AveragePool: windows.average_pool,
     RawAveragePool: windows.raw_average_pool,

@@ -10,52 +10,101 @@ from fractions import Fraction
 import numpy as np
 
 from gemedge.errors import UnsupportedError
+from gemedge.export.float_operators import FloatModel
 from gemedge.export.layout import orders
 from gemedge.export.tflite_activations import Form, default_form
 from gemedge.export.tflite_tensors import Tensors, Value
-from gemedge.export.tflite_writer import Graph
+from gemedge.export.tflite_writer import Graph, Scales
 from gemedge.fixed import Multiplier, QuantParams
 from gemedge.kernel import FixedActivation
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
 from gemedge.moving import Concatenate, Constant, Reshape
-from gemedge.operators import Dense, Tensor
+from gemedge.operators import Convolution, Dense, Operator, Tensor
 
+_LEAST = 2.0**-60  # of a multiplier that must come out as 0
 _NEARLY = Fraction(1, 1 << 14)  # relative: a mantissa of 15 bits, rounded
 INDEX_TYPE = "int32"
 
 
 class Writer(Tensors):
-    """A quantized model's tensors. gem: the form of its activations, None for each one's default."""
+    """A model's tensors and layers; what weights and padding are differs between integers and real numbers."""
 
-    def __init__(self, model: QuantizedModel, gem: Form | None) -> None:
-        super().__init__(Graph(dynamic=not _needs_one_sample(model)))
-        self.model, self.gem = model, gem
-        self.custom: dict[str, FixedActivation] = {}  # kernels of operators of ours, by layer
+    def __init__(self, model: QuantizedModel | FloatModel, graph: Graph) -> None:
+        super().__init__(graph)
+        self._tensors, self._layers = model.tensors, model.layers
+        self._inputs, self._outputs = set(model.inputs), set(model.outputs.values())
         self._orders = orders(model)
-        for name in model.inputs:
-            self.add(self.value(model.tensors[name]))
+
+    def dtype(self, tensor: Tensor) -> str:
+        raise NotImplementedError
+
+    def constants(self, layer: Convolution | Dense, weight: np.ndarray, axis: int) -> list[int]:
+        """The weights, with the output channels along an axis, and the bias."""
+        raise NotImplementedError
 
     def value(self, tensor: Tensor, array: np.ndarray | None = None) -> Value:
-        dtype = INDEX_TYPE if tensor.params is None else f"int{tensor.params.bits}"
-        return Value(tensor.name, tensor.shape, self._orders[tensor.name], dtype, tensor.params, array)
+        shape, order = tensor.shape, self._orders[tensor.name]
+        return Value(tensor.name, shape, order, self.dtype(tensor), tensor.params, array)
 
-    def given(self, layer: Op) -> list[Tensor]:
-        return [self.model.tensors[name] for name in layer.inputs]
+    def given(self, layer: Operator) -> list[Tensor]:
+        return [self._tensors[name] for name in layer.inputs]
 
-    def made(self, layer: Op) -> Tensor:
-        return self.model.tensors[layer.output]
+    def made(self, layer: Operator) -> Tensor:
+        return self._tensors[layer.output]
 
-    def elementwise(self, layer: Op) -> list[int]:
+    def elementwise(self, layer: Operator) -> list[int]:
         """Its inputs in the order of its output, with as many axes."""
         order = self.values[layer.output].order
         return [self.operand(name, order) for name in layer.inputs]
 
-    def form_of(self, params: QuantParams) -> Form:
-        return self.gem or default_form(params)
+    def output(self, name: str) -> int:
+        """The tensor to hand out for a value; a copy where it is an input, too."""
+        value = self.values[name]
+        if value.value is not None:
+            raise UnsupportedError(f"output {name!r} is a constant")
+        if name in self._inputs:
+            return self.reshape(self.indices[name], self.temporary(value, value.laid, "output"))
+        return self.indices[name]
 
     def read_by_dense_alone(self, name: str) -> bool:
-        readers = [layer for layer in self.model.layers if name in layer.inputs]
-        return name not in self.model.outputs.values() and all(isinstance(layer, Dense) for layer in readers)
+        readers = [layer for layer in self._layers if name in layer.inputs]
+        return name not in self._outputs and all(isinstance(layer, Dense) for layer in readers)
+
+
+class IntegerWriter(Writer):
+    """A quantized model. gem: the form of its activations, None for each one's default."""
+
+    def __init__(self, model: QuantizedModel, gem: Form | None) -> None:
+        super().__init__(model, Graph(dynamic=not _needs_one_sample(model)))
+        self.model, self.gem = model, gem
+        self.custom: dict[str, FixedActivation] = {}  # kernels of operators of ours, by layer
+        for name in model.inputs:
+            self.add(self.value(model.tensors[name]))
+
+    def dtype(self, tensor: Tensor) -> str:
+        return INDEX_TYPE if tensor.params is None else f"int{tensor.params.bits}"
+
+    def constants(self, layer: Convolution | Dense, weight: np.ndarray, axis: int) -> list[int]:
+        """With the scales that give the layer's multipliers."""
+        (given,), made = self.given(layer), self.made(layer)
+        if weight.dtype != np.int8:
+            raise UnsupportedError(f"its weights have {8 * weight.dtype.itemsize} bits; TensorFlow Lite takes 8")
+        in_scale, out_scale = given.quantized.scale, made.quantized.scale
+        scales = weight_scales(layer.mantissa, layer.shift, given.quantized, made.quantized)
+        for scale, mantissa, shift in zip(scales, layer.mantissa, layer.shift, strict=True):
+            if mantissa:
+                self.check_multiplier(layer, [in_scale, float(scale)], out_scale, int(mantissa), int(shift))
+        bias = layer.bias.astype(np.int64 if given.quantized.bits == 16 else np.int32)
+        if not np.array_equal(bias, layer.bias):
+            raise UnsupportedError("its bias is beyond 32 bits")
+        bias_scales = (scales.astype(np.float64) * in_scale).astype(np.float32)
+        return [
+            self.graph.constant(f"{layer.name}/weight", weight, Scales(scales, axis)),
+            self.graph.constant(f"{layer.name}/bias", bias, Scales(bias_scales, 0)),
+        ]
+
+    def form_of(self, params: QuantParams) -> Form:
+        return self.gem or default_form(params)
 
     def requantized(self, layer: Op, index: int, source: str, mantissa: int, shift: int) -> int:
         """A tensor with the parameters of the layer's output."""
@@ -81,6 +130,13 @@ class Writer(Tensors):
             raise UnsupportedError(
                 f"it rescales by {mantissa} * 2^-{shift}; TensorFlow Lite would by {float(real):.9g}, from its scales"
             )
+
+
+def weight_scales(mantissa: np.ndarray, shift: np.ndarray, given: QuantParams, made: QuantParams) -> np.ndarray:
+    """The float32 scales of weights whose multipliers are these: those that they were made of, 24 bits of 31."""
+    factor = Fraction(made.scale) / Fraction(given.scale)
+    reals = [Fraction(int(m), 1 << int(s)) * factor for m, s in zip(mantissa, shift, strict=True)]
+    return np.array([float(real) or _LEAST * float(factor) for real in reals], np.float32)
 
 
 def _needs_one_sample(model: QuantizedModel) -> bool:

@@ -70,7 +70,7 @@ def pad(to: Writer, layer: Pad) -> None:
     axes = len(made.shape)
     pairs = [(0, 0), *((layer.pads[axis], layer.pads[axis + axes]) for axis in made.order)]
     index = to.operand(layer.inputs[0], made.order)
-    padded(to, index, pairs, layer.value, to.indices[made.name], made.params)
+    padded(to, index, pairs, layer.value, to.indices[made.name], made)
 
 
 def spread(to: Writer, layer: Spread) -> None:
@@ -85,7 +85,7 @@ def spread(to: Writer, layer: Spread) -> None:
         before, size, after = int(np.prod(laid[:place])), laid[place], int(np.prod(laid[place + 1 :]))
         rows = to.reshape(index, to.temporary(made, (before * size, 1, after), f"rows{axis}"))
         wide = to.temporary(made, (before * size, stride, after), f"wide{axis}")
-        padded(to, rows, [(0, 0), (0, 0), (0, stride - 1), (0, 0)], layer.value, wide, made.params)
+        padded(to, rows, [(0, 0), (0, 0), (0, stride - 1), (0, 0)], layer.value, wide, made)
         joined = to.reshape(
             wide, to.temporary(made, (*laid[:place], size * stride, *laid[place + 1 :]), f"joined{axis}")
         )
@@ -96,15 +96,11 @@ def spread(to: Writer, layer: Spread) -> None:
     to.reshape(index, to.indices[made.name])
 
 
-def concatenate(to: Writer, layer: Concatenate) -> None:
+def concatenate(to: Writer, layer: Concatenate, indices: list[int]) -> None:
+    """Tensors with the output's parameters, in its order of axes."""
     made = to.values[layer.output]
-    indices = [
-        to.requantized(layer, index, name, int(mantissa), int(shift))
-        for index, name, mantissa, shift in zip(
-            to.elementwise(layer), layer.inputs, layer.mantissa, layer.shift, strict=True
-        )
-    ]
     if len(indices) == 1:
         to.reshape(indices[0], to.indices[made.name])
         return
-    to.graph.operator("CONCATENATION", indices, to.indices[made.name], axis=1 + made.order.index(layer.axis))
+    axis = 1 + made.order.index(layer.axis)
+    to.graph.operator("CONCATENATION", indices, to.indices[made.name], axis=axis)

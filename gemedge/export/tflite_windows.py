@@ -4,18 +4,13 @@ A signal [C, L] is written as an image of one row. TensorFlow Lite pads by the r
 padding is an operator of its own before.
 """
 
-from fractions import Fraction
-
 import numpy as np
 
 from gemedge.errors import UnsupportedError
 from gemedge.export.tflite_model import Writer
-from gemedge.export.tflite_tensors import channels_last, identity
-from gemedge.export.tflite_writer import SAME, VALID, Scales
-from gemedge.fixed import QuantParams
+from gemedge.export.tflite_tensors import Value, channels_last, identity
+from gemedge.export.tflite_writer import SAME, VALID
 from gemedge.operators import AveragePool, Convolution, Dense, MaxPool, RawAveragePool, Shape
-
-_LEAST = 2.0**-60  # of a multiplier that must come out as 0
 
 
 def convolution(to: Writer, layer: Convolution) -> None:
@@ -29,7 +24,7 @@ def convolution(to: Writer, layer: Convolution) -> None:
         options["depthMultiplier"] = outputs // given.shape[0]
     else:
         axis, code = 0, "CONV_2D"
-    constants = _constants(to, layer, weight, axis)
+    constants = to.constants(layer, weight, axis)
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, layer.dilations, strict=True))
     _slide(to, layer, code, constants, reach, options)
 
@@ -39,7 +34,7 @@ def dense(to: Writer, layer: Dense) -> None:
     places = to.values[name].places
     weight = layer.weight if places is None else layer.weight[:, places]
     index = to.indices[name] if places is not None else to.operand(name, identity(len(to.values[name].shape)))
-    constants = _constants(to, layer, weight, 0)
+    constants = to.constants(layer, weight, 0)
     to.write(
         layer.output,
         "FULLY_CONNECTED",
@@ -49,40 +44,12 @@ def dense(to: Writer, layer: Dense) -> None:
     )
 
 
-def _constants(to: Writer, layer: Convolution | Dense, weight: np.ndarray, axis: int) -> list[int]:
-    """The weights and the bias, with the scales that give the layer's multipliers."""
-    (given,), made = to.given(layer), to.made(layer)
-    if weight.dtype != np.int8:
-        raise UnsupportedError(f"its weights have {8 * weight.dtype.itemsize} bits; TensorFlow Lite takes 8")
-    scales = weight_scales(layer.mantissa, layer.shift, given.quantized, made.quantized)
-    for scale, mantissa, shift in zip(scales, layer.mantissa, layer.shift, strict=True):
-        if mantissa:
-            to.check_multiplier(
-                layer, [given.quantized.scale, float(scale)], made.quantized.scale, int(mantissa), int(shift)
-            )
-    wide = given.quantized.bits == 16
-    bias = layer.bias.astype(np.int64 if wide else np.int32)
-    if not np.array_equal(bias, layer.bias):
-        raise UnsupportedError("its bias is beyond 32 bits")
-    bias_scales = (scales.astype(np.float64) * given.quantized.scale).astype(np.float32)
-    return [
-        to.graph.constant(f"{layer.name}/weight", weight, Scales(scales, axis)),
-        to.graph.constant(f"{layer.name}/bias", bias, Scales(bias_scales, 0)),
-    ]
-
-
-def weight_scales(mantissa: np.ndarray, shift: np.ndarray, given: QuantParams, made: QuantParams) -> np.ndarray:
-    """The float32 scales of weights whose multipliers are these: those that they were made of, 24 bits of 31."""
-    factor = Fraction(made.scale) / Fraction(given.scale)
-    reals = [Fraction(int(m), 1 << int(s)) * factor for m, s in zip(mantissa, shift, strict=True)]
-    return np.array([float(real) or _LEAST * float(factor) for real in reals], np.float32)
-
-
 # Pools
 
 
 def max_pool(to: Writer, layer: MaxPool) -> None:
-    lowest = to.given(layer)[0].quantized.raw_min
+    params = to.given(layer)[0].params
+    lowest = -np.inf if params is None else params.raw_min
     _slide(to, layer, "MAX_POOL_2D", [], layer.kernel, _pairs("filter{}", layer.kernel), fill=lowest)
 
 
@@ -115,7 +82,7 @@ def _slide(
     reach: Shape,
     options: dict[str, int],
     *,
-    fill: int | None = None,
+    fill: float | None = None,
     counts_padding: bool = True,
 ) -> None:
     """The operator on the input, padded as the layer says; padding is `fill`, by default what stands for 0."""
@@ -158,24 +125,23 @@ def _padding(layer: Windowed, sizes: Shape, reach: Shape) -> int | None:
     return SAME
 
 
-def _padded(to: Writer, layer: Windowed, index: int, fill: int | None) -> int:
+def _padded(to: Writer, layer: Windowed, index: int, fill: float | None) -> int:
     axes = len(layer.strides)
     given = to.values[layer.inputs[0]]
     pairs = [(0, 0), *zip(layer.pads[:axes], layer.pads[axes:], strict=True), (0, 0)]
     laid = tuple(size + sum(pair) for size, pair in zip(to.graph.shape(index), pairs[1:], strict=True))
     made = to.temporary(given, laid, f"{layer.name}/padded")
-    return pad(to, index, pairs, fill, made, given.params)
+    return pad(to, index, pairs, fill, made, given)
 
 
-def pad(
-    to: Writer, index: int, pairs: list[tuple[int, int]], fill: int | None, made: int, params: QuantParams | None
-) -> int:
-    """Before and after each axis, batch included, so many integers `fill`, None for what stands for 0."""
+def pad(to: Writer, index: int, pairs: list[tuple[int, int]], fill: float | None, made: int, like: Value) -> int:
+    """So many numbers `fill` before and after each axis, batch included; None is what stands for 0."""
     widths = to.graph.constant("pads", np.array(pairs, np.int32))
-    if fill is None or (params is not None and fill == params.zero_point):
+    zero = 0 if like.params is None else like.params.zero_point
+    if fill is None or fill == zero:
         return to.graph.operator("PAD", [index, widths], made)
-    dtype = "int32" if params is None else f"int{params.bits}"
-    return to.graph.operator("PADV2", [index, widths, to.graph.constant("fill", np.array([fill], dtype), params)], made)
+    filled = to.graph.constant("fill", np.array([fill], like.dtype), like.params)
+    return to.graph.operator("PADV2", [index, widths, filled], made)
 
 
 def _pairs(name: str, numbers: Shape) -> dict[str, int]:

@@ -60,7 +60,7 @@ _OPTIONS = {
     "PADV2": "PadV2Options",
     "SELECT_V2": "SelectV2Options",
 }
-_WITHOUT_OPTIONS = ("CUSTOM", "ELU", "FLOOR", "LOGISTIC", "RELU", "RELU6", "RSQRT", "SQRT", "TANH")
+_WITHOUT_OPTIONS = ("CEIL", "ELU", "FLOOR", "LOG", "LOGISTIC", "RELU", "RSQRT", "SIN", "SQRT", "TANH")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 from gemedge.errors import UnsupportedError
 from gemedge.export.tflite_activations import Form
 from gemedge.export.tflite_layers import write
-from gemedge.export.tflite_model import Writer
+from gemedge.export.tflite_model import IntegerWriter
 from gemedge.export.tflite_tensors import Value, identity
 from gemedge.export.tflite_writer import Border
 from gemedge.kernel import FixedActivation
@@ -43,11 +43,11 @@ def to_tflite(model: QuantizedModel, *, gem: Form | None = None, observed: bool 
     """
     if model.scheme not in SCHEMES:
         raise UnsupportedError(f"scheme {model.scheme}; TensorFlow Lite takes {' and '.join(SCHEMES)}")
-    to = Writer(model, gem)
+    to = IntegerWriter(model, gem)
     for layer in model.layers:
         write(to, layer)
     inputs = [Border(name, to.indices[name]) for name in model.inputs]
-    outputs = [Border(name, _own(to, name, tensor)) for name, tensor in model.outputs.items()]
+    outputs = [Border(name, to.output(tensor)) for name, tensor in model.outputs.items()]
     shown = list(model.outputs.values())
     if observed:
         rest = [layer.output for layer in model.layers if layer.output in to.indices and layer.output not in shown]
@@ -63,17 +63,7 @@ def to_tflite(model: QuantizedModel, *, gem: Form | None = None, observed: bool 
     )
 
 
-def _own(to: Writer, name: str, tensor: str) -> int:
-    """The output's tensor; a copy where it is an input, too."""
-    value = to.values[tensor]
-    if value.value is not None:
-        raise UnsupportedError(f"output {name!r} is a constant")
-    if tensor in to.model.inputs:
-        return to.reshape(to.indices[tensor], to.temporary(value, value.laid, "output"))
-    return to.indices[tensor]
-
-
-def _metadata(to: Writer) -> dict[str, Any]:
+def _metadata(to: IntegerWriter) -> dict[str, Any]:
     """What a reader of the file cannot see in it."""
     model = to.model
     activations = [
