@@ -67,7 +67,7 @@ def build(
     compiler = [*zig(), "cc", *CPUS[target]]
     with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
         folder = Path(name)
-        _lay(folder, sources, _script(bool(roots)))
+        _lay(folder, sources, _script(roots))
         flags = [level, *_FLAGS, *_SECTIONS, "-isystem", "own", *(f"-D{macro}" for macro in defines)]
         compiled([*compiler, *flags, "-fno-builtin", "-c", "own/memory.c", "-o", "own.o"], folder, "memory.c")
         objects = ["own.o"]
@@ -164,12 +164,13 @@ def compiled(command: Sequence[str], folder: Path, what: str, *, seconds: int = 
             raise ToolError(f"{what}: the compiler failed with status {status}: {message or 'it gave no message'}")
 
 
-def _script(rooted: bool) -> str:
+def _script(roots: Sequence[str]) -> str:
     """The linker script: where nothing is named to be kept, all that the sources define is."""
+    defined = "".join(f'ASSERT(DEFINED({root}), "no function {root}")\n' for root in roots)
 
     def kept(*sections: str) -> str:
         names = " ".join(f"{section} {section}.*" for section in sections)
-        return f"*({names})" if rooted else f"KEEP(*source_*.o({names})) *({names})"
+        return f"*({names})" if roots else f"KEEP(*source_*.o({names})) *({names})"
 
     return f"""MEMORY {{
     flash : ORIGIN = {FLASH:#x}, LENGTH = {FLASH_SIZE:#x}
@@ -182,4 +183,4 @@ SECTIONS {{
     .bss : {{ {kept(".bss", ".sbss")} *(COMMON) }} > ram
     /DISCARD/ : {{ *(.ARM.ex* .comment .debug* .eh_frame .note*) }}
 }}
-"""
+{defined}"""

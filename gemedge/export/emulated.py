@@ -7,6 +7,7 @@ user builds: instructions, cycles, flash and stack of the whole are its.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Emulated:
 
     def __init__(self, folder: Folder, target: str, level: Level = "-O2") -> None:
         _refuse_too_large(folder, target)
-        self.folder, self.target = folder, target
+        self.folder, self.target, self._level = folder, target, level
         self.model = folder.model
         self._orders = orders(folder.model)
         self._shown = to_c.shown(folder.model)
@@ -64,9 +65,13 @@ class Emulated:
             roots=[observed, "gemedge_observe"],
         )
         self._observed = _Placed(Machine(program, target), folder)
-        self._plain = _Placed(Machine(build(folder.sources, target, level=level, roots=[self._run]), target), folder)
 
-    def run(self, sample: Mapping[str, np.ndarray], *, seconds: float = _SECONDS) -> Sample:
+    @cached_property
+    def _plain(self) -> "_Placed":
+        program = build(self.folder.sources, self.target, level=self._level, roots=[self._run])
+        return _Placed(Machine(program, self.target), self.folder)
+
+    def run(self, sample: Mapping[str, np.ndarray]) -> Sample:
         """The numbers of every layer for one sample's integers [*shape] by input name.
 
         PromiseError where the program faults, gives an error code, or shows other layers than the model has.
@@ -84,7 +89,7 @@ class Emulated:
         self._enter(placed, sample)
         observer = [machine.symbol("gemedge_observe"), 0]
         call = machine.call(
-            f"{self._run}_observed", *placed.arguments, *observer, seconds=seconds, seen={"gemedge_observe": seen}
+            f"{self._run}_observed", *placed.arguments, *observer, seconds=_SECONDS, seen={"gemedge_observe": seen}
         )
         self._check(call)
         if sorted(contents) != self._shown:

@@ -22,6 +22,7 @@ from gemedge.export.folder import MODEL, Folder
 from gemedge.export.layout import from_memory, orders
 from gemedge.export.run import compilers
 from gemedge.model import QuantizedModel
+from gemedge.moving import Constant
 
 Integers = Mapping[str, np.ndarray]
 _FLAGS = ("-std=c99", "-O3", "-fvisibility=hidden", "-DGEMEDGE_OBSERVE")
@@ -49,6 +50,7 @@ class Host:
 
     def __init__(self, model: QuantizedModel, arena: int, content: bytes) -> None:
         self.model, self._arena, self._orders = model, arena, orders(model)
+        self._constants = _constants(model)
         self._batch = build.loaded(content).gemedge_batch
         self._batch.restype = ctypes.c_int
 
@@ -63,7 +65,9 @@ class Host:
         samples = len(next(iter(integers.values())))
         given = [self._laid(name, integers[name]) for name in self.model.inputs]
         made = [self._empty(tensor, samples) for tensor in self.model.outputs.values()]
-        shown = {layer: self._empty(self.model.layers[layer].output, samples) for layer in layers}
+        wanted = {layer: self.model.layers[layer].output for layer in layers}
+        shown = {i: self._empty(tensor, samples) for i, tensor in wanted.items() if tensor not in self._constants}
+        constant = {i: self._constants[tensor] for i, tensor in wanted.items() if tensor in self._constants}
         count = max(1, min(workers or os.cpu_count() or 1, samples))
         ends = [samples * part // count for part in range(count + 1)]
         parts = list(pairwise(ends))
@@ -79,7 +83,8 @@ class Host:
         outputs = zip(self.model.outputs.items(), made, strict=True)
         return (
             {name: self._back(tensor, array) for (name, tensor), array in outputs},
-            {layer: self._back(self.model.layers[layer].output, array) for layer, array in shown.items()},
+            {layer: self._back(wanted[layer], array) for layer, array in shown.items()}
+            | {layer: np.broadcast_to(value, (samples, *value.shape)) for layer, value in constant.items()},
         )
 
     def _part(
@@ -161,6 +166,17 @@ def run(request: dict[str, Any], blobs: Mapping[str, memoryview]) -> tuple[dict[
     given = {f"out {name}": array for name, array in outputs.items()}
     given |= {f"layer {layer}": array for layer, array in layers.items()}
     return {}, {name: np.ascontiguousarray(array).tobytes() for name, array in given.items()}
+
+
+def _constants(model: QuantizedModel) -> dict[str, np.ndarray]:
+    """The tensors that lie in flash, which no run shows."""
+    shown = {model.layers[index].output for index in to_c.shown(model)}
+    found: dict[str, np.ndarray] = {}
+    for layer in model.layers:
+        if layer.output not in shown:
+            value = layer.value if isinstance(layer, Constant) else found[layer.inputs[0]]
+            found[layer.output] = value.reshape(model.tensors[layer.output].shape).astype(stored(model, layer.output))
+    return found
 
 
 def _pointers(arrays: Sequence[np.ndarray]) -> Any:
