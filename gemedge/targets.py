@@ -145,9 +145,9 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def plan_for(model: QuantizedModel, target: Target) -> Plan:
-    """The arena with the scratch memory that this target's kernels need."""
-    scratch = {layer.name: scratch_bytes(layer, model, target) for layer in model.layers}
+def plan_for(model: QuantizedModel) -> Plan:
+    """The arena with the scratch memory that kernels need."""
+    scratch = {layer.name: scratch_bytes(layer, model) for layer in model.layers}
     return plan(model, scratch=scratch)
 
 
@@ -156,7 +156,7 @@ def estimate(model: QuantizedModel, target: Target, measured: Measured | None = 
     known = measured or Measured()
     if unknown := known.instructions.keys() - {layer.name for layer in model.layers}:
         raise FormatError(f"instructions of {sorted(unknown)[0]!r}, which is no layer")
-    planned = plan_for(model, target)
+    planned = plan_for(model)
     stored = count(model)
     layers = []
     for index, layer in enumerate(model.layers):
@@ -171,7 +171,7 @@ def estimate(model: QuantizedModel, target: Target, measured: Measured | None = 
         target,
         tuple(layers),
         _measured(known.code, code_bytes(model, target)),
-        Figure(planned.size, "estimated" if planned.scratch else "counted"),
+        Figure(planned.size, "counted"),
         _measured(known.stack, stack_bytes(model, target)),
     )
 

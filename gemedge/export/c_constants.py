@@ -10,6 +10,7 @@ from gemedge.export.layout import Loops
 from gemedge.rational import NormalPolynomial, Piece
 
 _WIDTH = 110
+_STORED = "static const GEMEDGE_FLASH"
 
 
 def number(value: int) -> str:
@@ -27,7 +28,7 @@ class Constants:
     def __init__(self) -> None:
         self.prefix = ""
         self._lines: list[str] = []
-        self._names: dict[tuple[str, str], str] = {}
+        self._names: dict[str, str] = {}
         self._taken: set[str] = set()
 
     @property
@@ -39,6 +40,11 @@ class Constants:
         numbers = [int(value) for value in (values.reshape(-1) if isinstance(values, np.ndarray) else values)]
         form = (lambda value: f"{value}u") if ctype == "uint32_t" else number
         return self._define(role, ctype, f"[{len(numbers)}]", "{" + wrapped([form(value) for value in numbers]) + "}")
+
+    def either(self, role: str, macro: str, one: tuple[str, list[str]], other: tuple[str, list[str]]) -> str:
+        """The name of an array that is one where the macro is defined, and otherwise the other: a type and numbers."""
+        first, second = (f"{_STORED} {ctype} @[{len(texts)}] = {{{wrapped(texts)}}};" for ctype, texts in (one, other))
+        return self._place(role, f"#ifdef {macro}\n{first}\n#else\n{second}\n#endif")
 
     def structure(self, role: str, kind: str, value: str) -> str:
         """The name of a `struct gemedge_<kind>` of this value."""
@@ -82,15 +88,18 @@ class Constants:
         return f"{{{array}, {len(written)}}}"
 
     def _define(self, role: str, ctype: str, size: str, value: str) -> str:
-        key = (ctype + size, value)
-        if key not in self._names:
+        return self._place(role, f"{_STORED} {ctype} @{size} = {value};")
+
+    def _place(self, role: str, definition: str) -> str:
+        """The name that stands for @ in the definition, the same one for the same definition."""
+        if definition not in self._names:
             name = f"{self.prefix}_{role}"
             while name in self._taken:
                 name += "_"
             self._taken.add(name)
-            self._names[key] = name
-            self._lines.append(f"static const GEMEDGE_FLASH {ctype} {name}{size} = {value};")
-        return self._names[key]
+            self._names[definition] = name
+            self._lines.append(definition.replace("@", name))
+        return self._names[definition]
 
 
 def wrapped(texts: Iterable[str]) -> str:

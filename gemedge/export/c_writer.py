@@ -3,7 +3,7 @@
 Addresses are C expressions: `memory + 96` in the arena, or the name of an array in flash.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from gemedge.export.c_constants import Constants, number
 from gemedge.export.layout import Loops, broadcast_steps, in_memory, loops, steps
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
 from gemedge.moving import Constant
-from gemedge.operators import Shape, Tensor
+from gemedge.operators import Activate, Lookup, Shape, Tensor
 
 MOST_AXES, MOST_OPERANDS = 8, 8  # GEMEDGE_MOST_AXES, GEMEDGE_MOST_OPERANDS
 Numbers = Sequence[int] | np.ndarray
@@ -21,11 +21,18 @@ _INDEX_BYTES = 4
 
 
 class Writer:
-    """One model's tensors and constants as C; constants collects what the layers need."""
+    """One model's tensors and constants as C; constants collects what the layers need.
 
-    def __init__(self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan) -> None:
+    fused: the table that each layer applies itself, by its name.
+    """
+
+    def __init__(
+        self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan, fused: Mapping[str, Activate | Lookup]
+    ) -> None:
         self.model, self.orders, self.plan = model, orders, plan
         self.constants = Constants()
+        self.fused = fused
+        self._scratch = {placement.tensor: placement.offset for placement in plan.scratch}
         self._placed = {placement.tensor: placement for placement in plan.placements}
         self._values = {layer.output: layer.value for layer in model.layers if isinstance(layer, Constant)}
 
@@ -35,6 +42,10 @@ class Writer:
         value = self._values[self.plan.stored[tensor]]
         laid = in_memory(value.reshape(self.model.tensors[tensor].shape), self.orders[tensor])
         return self.constants.array("value", f"int{8 * bytes_per(self.model.tensors[tensor])}_t", laid)
+
+    def scratch(self, layer: Op) -> str:
+        """Memory that the layer asked for, or a null pointer."""
+        return f"(void *)(memory + {self._scratch[layer.name]})" if layer.name in self._scratch else "0"
 
     def tensors(self, layer: Op) -> tuple[list[Tensor], Tensor]:
         return [self.model.tensors[name] for name in layer.inputs], self.model.tensors[layer.output]

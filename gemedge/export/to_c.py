@@ -13,6 +13,7 @@ import numpy as np
 
 from gemedge import arena
 from gemedge.errors import DataError, UnsupportedError
+from gemedge.export import c_sums
 from gemedge.export.c_borders import Border, described
 from gemedge.export.c_constants import number, wrapped
 from gemedge.export.c_layers import call
@@ -29,6 +30,10 @@ RUNTIME = (
     "gemedge_flash.h",
     "gemedge_numbers.h",
     "gemedge_loops.h",
+    "gemedge_rescale.h",
+    "gemedge_blocks.h",
+    "gemedge_packed.h",
+    "gemedge_sums_of.h",
     "gemedge_sums.h",
     "gemedge_elementwise.h",
     "gemedge_windows.h",
@@ -91,8 +96,10 @@ class _Model:
         moved = [
             layer.name for layer in model.layers if isinstance(layer, Reshape) and is_moved(model, self.orders, layer)
         ]
-        self.plan = arena.plan(model, alignment=ALIGNMENT, moved=moved)
+        scratch = {layer.name: c_sums.scratch(model, self.orders, layer) for layer in model.layers}
+        self.plan = arena.plan(model, alignment=ALIGNMENT, moved=moved, scratch=scratch)
         arena.check(self.plan, model)
+        self.fused = c_sums.fused(model, self.plan)
         self.offsets = {placement.tensor: placement.offset for placement in self.plan.placements}
         self.inputs = self._borders("INPUT", model.inputs)
         self.outputs = self._borders("OUTPUT", tuple(model.outputs.values()))
@@ -169,7 +176,7 @@ const char *{self.name}_layer_name(int layer);
 """
 
     def source(self) -> str:
-        writer = Writer(self.model, self.orders, self.plan)
+        writer = Writer(self.model, self.orders, self.plan, self.fused)
         calls = [self._layer(writer, index) for index in range(len(self.model.layers))]
         checks = " || ".join(f"!{border.parameter}" for border in self.borders)
         copies_in = "".join(
@@ -231,6 +238,8 @@ const char *{self.name}_layer_name(int layer) {{
         layer = self.model.layers[index]
         statement = call(writer, index, layer)
         body = f"    {{ /* {index}: {kind(layer)} */\n        {statement}\n    }}\n" if statement else ""
+        if layer in self.fused.values():
+            body = f"#ifdef GEMEDGE_UNFUSED\n{body}#endif\n"
         if layer.output in self.offsets:
             count = arena.bytes_of(self.model.tensors[layer.output])
             body += f"    SEEN({index}, memory + {self.offsets[layer.output]}, {count});\n"
@@ -278,8 +287,8 @@ and call
     static uint32_t arena[({self.upper}_ARENA_SIZE + 3) / 4];
     int status = {self.name}_run(arena, sizeof arena, {", ".join(b.parameter for b in self.borders)});
 
-It gives `GEMEDGE_OK`, or an error code of `gemedge_status.h`. A run keeps nothing: one arena serves several models in turn,
-and each thread can have one of its own. Numbers lie in the order of these shapes, the last axis side by side:
+It gives `GEMEDGE_OK`, or an error code of `gemedge_status.h`. A run keeps nothing: one arena serves several models in
+turn, and each thread can have one of its own. Numbers lie in the order of these shapes, the last axis side by side:
 
 {rows}
 The arena takes {self.plan.size} bytes. With `-DGEMEDGE_OBSERVE` there is also `{self.name}_run_observed`, which shows

@@ -16,7 +16,6 @@
 #include "gemedge_rescale.h"
 
 #define GEMEDGE_LONGEST 128 /* times four inputs */
-#define GEMEDGE_BATCH 16    /* channels whose sums wait to be finished; a multiple of four */
 
 static inline uint32_t gemedge_four(const int8_t *from) {
     uint32_t word;

@@ -76,6 +76,8 @@ struct gemedge_rescaling {
     uint8_t far;
 };
 
+#define GEMEDGE_BATCH 16 /* channels whose sums wait to be finished; a multiple of four */
+
 /* Where outputs go: of channel first + i to at + i * step, for so many channels; those of the next window lie next
    behind. windows is 1 or 2. */
 struct gemedge_places {

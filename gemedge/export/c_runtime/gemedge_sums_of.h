@@ -5,7 +5,7 @@
    GEMEDGE_INPUT        the type of an input number
    GEMEDGE_WEIGHT       the type of a weight
    GEMEDGE_SUM          the type of a sum; what it cannot overflow was proven when the model was made
-   GEMEDGE_BLOCK        sums of two windows times GEMEDGE_AT_ONCE channels (gemedge_blocks.h)
+   GEMEDGE_BLOCK        sums of two windows times two channels (gemedge_blocks.h)
    GEMEDGE_FINISH       what makes outputs of sums (gemedge_rescale.h) */
 
 /* Numbers side by side as 16-bit numbers. */
@@ -63,28 +63,34 @@ static inline void GEMEDGE_OF(gemedge_convolution)(const GEMEDGE_INPUT *in, int3
     const int32_t depth = window->kernel[0] * window->kernel[1] * group_in;
     const int32_t last = window->out[0] * window->out[1];
     const size_t outputs = (size_t)(groups * group_out);
-    gemedge_int16 *const second = columns + depth + (depth & 1);
+    struct gemedge_places places = {0, 0, 0, 0, 1, 0};
     struct gemedge_spot at = {0, 0};
-    int32_t spot, group, channel;
+    int32_t spot, group, channel, i;
+    GEMEDGE_SUM sums[2 * GEMEDGE_BATCH];
+    places.next = outputs;
     for (spot = 0; spot < last; spot += 2) {
-        const int spots = last - spot > 1 ? 2 : 1;
         const struct gemedge_spot next = gemedge_next_spot(window, at);
         const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight = weights;
+        places.windows = last - spot > 1 ? 2 : 1;
         for (group = 0; group < groups; group++) {
             const GEMEDGE_INPUT *from = in + (size_t)group * (size_t)group_in;
+            gemedge_int16 *second = columns;
             GEMEDGE_OF(gemedge_column)(columns, from, zero, window, group_in, at);
-            if (spots > 1) {
+            if (places.windows > 1) {
+                second = columns + depth + (depth & 1);
                 GEMEDGE_OF(gemedge_column)(second, from, zero, window, group_in, next);
             }
-            for (channel = 0; channel < group_out; channel += GEMEDGE_AT_ONCE) {
+            for (channel = 0; channel < group_out; channel += GEMEDGE_BATCH) {
                 const int32_t rest = group_out - channel;
-                const int channels = rest < GEMEDGE_AT_ONCE ? (int)rest : GEMEDGE_AT_ONCE;
-                const int32_t first = group * group_out + channel;
-                GEMEDGE_SUM sums[2 * GEMEDGE_AT_ONCE];
-                GEMEDGE_BLOCK(columns, spots > 1 ? second : columns, weight, depth, channels, sums);
-                GEMEDGE_FINISH(sums, GEMEDGE_AT_ONCE, first, channels, spots, by, out,
-                               (size_t)spot * outputs + (size_t)first, 1, outputs);
-                weight += (size_t)channels * (size_t)depth;
+                places.first = group * group_out + channel;
+                places.channels = rest < GEMEDGE_BATCH ? rest : GEMEDGE_BATCH;
+                places.at = (size_t)spot * outputs + (size_t)places.first;
+                for (i = 0; i < places.channels; i += 2) {
+                    const GEMEDGE_FLASH GEMEDGE_WEIGHT *other = i + 1 < places.channels ? weight + depth : weight;
+                    GEMEDGE_BLOCK(columns, second, weight, other, depth, sums + i);
+                    weight = other + depth;
+                }
+                GEMEDGE_FINISH(sums, GEMEDGE_BATCH, &places, by, out);
             }
         }
         at = gemedge_next_spot(window, next);
@@ -102,7 +108,7 @@ static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_
     const int32_t taps = window->kernel[0] * window->kernel[1];
     GEMEDGE_INPUT *const blank = (GEMEDGE_INPUT *)(offsets + taps);
     const int32_t blank_offset = (int32_t)(blank - in);
-    size_t at = 0;
+    struct gemedge_places places = {0, 0, 1, 0, 1, 0};
     int32_t row, spot, channel, i, j, k;
     for (channel = 0; channel < channels; channel++) {
         blank[channel] = (GEMEDGE_INPUT)zero;
@@ -131,8 +137,10 @@ static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_
                     sums[3] += (int32_t)from[3] * weight[3];
                     weight += channels;
                 }
-                GEMEDGE_FINISH(sums, 4, channel, 4, 1, by, out, at, 1, 0);
-                at += 4;
+                places.first = channel;
+                places.channels = 4;
+                GEMEDGE_FINISH(sums, 0, &places, by, out);
+                places.at += 4;
             }
             for (; channel < channels; channel++) {
                 const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight = weights + channel;
@@ -141,10 +149,28 @@ static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_
                     sum += (int32_t)in[offsets[k] + channel] * *weight;
                     weight += channels;
                 }
-                GEMEDGE_FINISH(&sum, 1, channel, 1, 1, by, out, at++, 1, 0);
+                places.first = channel;
+                places.channels = 1;
+                GEMEDGE_FINISH(&sum, 0, &places, by, out);
+                places.at++;
             }
         }
     }
+}
+
+/* One row times two channels. */
+static inline void GEMEDGE_OF(gemedge_row)(const GEMEDGE_INPUT *row, const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight,
+                                           const GEMEDGE_FLASH GEMEDGE_WEIGHT *other, int32_t inputs,
+                                           GEMEDGE_SUM *sums) {
+    GEMEDGE_SUM sum = 0, beside = 0;
+    int32_t k;
+    for (k = 0; k < inputs; k++) {
+        const int32_t number = row[k];
+        sum += number * weight[k];
+        beside += number * other[k];
+    }
+    sums[0] = sum;
+    sums[1] = beside;
 }
 
 /* Weights lie as [output, input]. The loops are over rows; in_step and out_step lead from number to number within one.
@@ -154,29 +180,32 @@ static inline void GEMEDGE_OF(gemedge_dense)(const GEMEDGE_INPUT *in, int32_t in
                                              const GEMEDGE_FLASH struct gemedge_rescaling *by, void *room, void *out,
                                              int32_t outputs, uint32_t out_step,
                                              const GEMEDGE_FLASH struct gemedge_loops *loops) {
+    struct gemedge_places places = {0, 0, 1, 0, 0, 0};
     struct gemedge_walk walk;
+    GEMEDGE_SUM sums[GEMEDGE_BATCH];
+    places.step = out_step;
     gemedge_begin(&walk);
     do {
         const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight = weights;
         const GEMEDGE_INPUT *row = in + walk.at[0];
-        int32_t output, k;
+        int32_t output, i, k;
         if (in_step != 1u) {
             for (k = 0; k < inputs; k++) {
                 ((GEMEDGE_INPUT *)room)[k] = row[(uint32_t)k * in_step];
             }
             row = (const GEMEDGE_INPUT *)room;
         }
-        for (output = 0; output < outputs; output += 2) {
-            const int channels = outputs - output > 1 ? 2 : 1;
-            const GEMEDGE_FLASH GEMEDGE_WEIGHT *other = weight + (channels > 1 ? inputs : 0);
-            GEMEDGE_SUM sums[2] = {0, 0};
-            for (k = 0; k < inputs; k++) {
-                const int32_t number = row[k];
-                sums[0] += number * weight[k];
-                sums[1] += number * other[k];
+        for (output = 0; output < outputs; output += GEMEDGE_BATCH) {
+            const int32_t rest = outputs - output;
+            places.first = output;
+            places.channels = rest < GEMEDGE_BATCH ? rest : GEMEDGE_BATCH;
+            places.at = walk.at[1] + (size_t)output * out_step;
+            for (i = 0; i < places.channels; i += 2) {
+                const GEMEDGE_FLASH GEMEDGE_WEIGHT *other = i + 1 < places.channels ? weight + inputs : weight;
+                GEMEDGE_OF(gemedge_row)(row, weight, other, inputs, sums + i);
+                weight = other + inputs;
             }
-            GEMEDGE_FINISH(sums, 2, output, channels, 1, by, out, walk.at[1] + (size_t)output * out_step, out_step, 0);
-            weight = other + inputs;
+            GEMEDGE_FINISH(sums, 0, &places, by, out);
         }
     } while (gemedge_next(&walk, loops));
 }
