@@ -6,7 +6,8 @@ from test_machine import assembled
 from gemedge.errors import PromiseError
 from gemedge.export.build import build
 from gemedge.export.machine import Machine
-from gemedge.export.timing import Cycles, cycles
+from gemedge.export.timing import cycles
+from gemedge.targets import Cycles
 
 N = 10
 # the instructions; low and high of the whole but for the refills; how many branches refill the pipeline

@@ -6,6 +6,7 @@ arithmetic that a CPU lacks from the compiler's own library. Sources may be anyb
 folder, with limits on time and memory, and nothing of them runs here.
 """
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -99,6 +100,25 @@ def check(target: str, level: str, files: Sequence[str], defines: Sequence[str],
                 raise UsageError(f"{what} {name[:80]!r} has no name that a build takes")
     if not any(file.endswith(".c") for file in files):
         raise UsageError("no .c file to compile")
+
+
+def library(sources: Mapping[str, bytes], compiler: Sequence[str], flags: Sequence[str]) -> bytes:
+    """The shared library that a compiler of this machine makes of all .c files among the sources."""
+    with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
+        folder = Path(name)
+        for file, content in sources.items():
+            (folder / file).write_bytes(content)
+        files = sorted(file for file in sources if file.endswith(".c"))
+        compiled([*compiler, *flags, "-fPIC", "-shared", "-o", "library.so", *files], folder, ", ".join(files))
+        return (folder / "library.so").read_bytes()
+
+
+def loaded(content: bytes) -> ctypes.CDLL:
+    """A shared library in this process."""
+    with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
+        path = Path(name, "library.so")
+        path.write_bytes(content)
+        return ctypes.CDLL(str(path))
 
 
 def zig() -> list[str]:

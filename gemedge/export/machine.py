@@ -13,9 +13,9 @@ Nothing here is silicon: memory answers at once, and there are no interrupts.
 
 import ctypes
 import io
+import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from typing import Any
 
 from gemedge.errors import PromiseError, ToolError, UsageError
 from gemedge.export.build import CPUS, FLASH, FLASH_SIZE, RAM, RAM_SIZE
+from gemedge.export.counting import BlockCounter, Blocks
 
-Blocks = Counter[tuple[int, int]]  # how often each block ran, by its address and bytes
 Arguments = tuple[int, int, int, int]
 Seen = Callable[[Arguments, Blocks], None]
 
@@ -32,6 +32,7 @@ _RETURN = 0x10000000  # where functions return to
 _STACK_TOP = 0x40000000
 _PAGE = 4096
 _PAINT = b"\xa5"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HOOK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _ARM_MODELS = {
     "cortex-m0plus": "M0",  # it runs the same instructions
@@ -71,6 +72,8 @@ class Machine:
         self._functions: list[tuple[int, str]] = []
         self._counted: dict[tuple[int, int], int] = {}
         self.sections: dict[str, int] = {}
+        self._counter = BlockCounter()
+        self._hook(self._counter.function, self._counter.context)
         self._map()
         self._load(ELFFile(io.BytesIO(program)))
 
@@ -137,21 +140,21 @@ class Machine:
         four arguments and the blocks that ran so far; it may read memory. PromiseError where the program faults, with
         the function, or does not end.
         """
-        uc = self._unicorn
         self._cpu.mem_write(_STACK_TOP - self._stack, _PAINT * self._stack)
         start = self.symbol(name)
         self._pass(arguments)
-        with _stopped_by_signals(self._cpu.emu_stop), self._hooks(seen or {}) as (raw, failures):
+        self._counter.clear()
+        with _stopped_by_signals(self._cpu.emu_stop), self._looking(seen or {}) as failures:
             try:
                 self._cpu.emu_start(start, _RETURN, timeout=int(seconds * 1e6))
-            except uc.UcError as error:
+            except self._unicorn.UcError as error:
                 failures.append(PromiseError(f"{name} on {self.target}: {error} in {self.where(self._register('pc'))}"))
             if failures:
                 raise failures[0]
         if self._register("pc") & ~1 != _RETURN:
             at = self.where(self._register("pc"))
             raise PromiseError(f"{name} on {self.target} did not end in {seconds:g} seconds; it was in {at}")
-        blocks = _blocks(raw)
+        blocks = self._counter.blocks()
         return Call(self._register("result"), self.instructions(blocks), self._high_water(), blocks)
 
     def instructions(self, blocks: Blocks) -> int:
@@ -184,57 +187,50 @@ class Machine:
         self._cpu.reg_write(self._registers["link"], _RETURN | self.target.startswith("cortex"))
 
     @contextmanager
-    def _hooks(self, seen: Mapping[str, Seen]) -> Iterator[tuple[dict[int, int], list[BaseException]]]:
-        """Blocks are counted by address * 65536 + bytes, and failures collected: none may pass through the emulator."""
-        from unicorn.unicorn_py3.unicorn import uclib
-
-        raw: dict[int, int] = {}
+    def _looking(self, seen: Mapping[str, Seen]) -> Iterator[list[BaseException]]:
+        """Functions are watched; what goes wrong meanwhile is collected: no exception passes through the emulator."""
         failures: list[BaseException] = []
-
-        def count(_: int, address: int, size: int, __: int) -> None:
-            key = address << 16 | size
-            raw[key] = raw.get(key, 0) + 1
 
         def entered(do: Seen) -> Callable[[int, int, int, int], None]:
             def enter(*_: int) -> None:
                 try:
                     if not failures:
-                        do(self._arguments(), _blocks(raw))
+                        do(self._arguments(), self._counter.blocks())
                 except BaseException as error:
                     failures.append(error)
                     self._cpu.emu_stop()
 
             return enter
 
-        hooks = [(_HOOK(count), 1, 0)]
-        for name, do in seen.items():
-            address = self.symbol(name) & ~1
-            hooks.append((_HOOK(entered(do)), address, address))
-        self._cpu.ctl_flush_tb()  # or code that ran before would run unseen
-        handles = [self._hook(*hook) for hook in hooks]
+        functions = {self.symbol(name) & ~1: _HOOK(entered(do)) for name, do in seen.items()}
+        if functions:
+            self._cpu.ctl_flush_tb()  # or code that ran before would run unseen
+        handles = [self._hook(ctypes.cast(f, ctypes.c_void_p), None, at, at) for at, f in functions.items()]
         try:
-            yield raw, failures
+            yield failures
         finally:
             for handle in handles:
-                uclib.uc_hook_del(self._cpu._uch, handle)
+                self._unhook(handle)
 
-    def _hook(self, function: Any, begin: int, end: int) -> ctypes.c_size_t:
-        """As Uc.hook_add, without its wrapper in Python around each of millions of calls."""
+    def _hook(
+        self, function: ctypes.c_void_p, context: ctypes.c_void_p | None, begin: int = 1, end: int = 0
+    ) -> ctypes.c_size_t:
+        """As Uc.hook_add of blocks from begin to end, or of all, without its wrapper in Python around each call."""
         from unicorn.unicorn_py3.unicorn import uclib
 
         handle = ctypes.c_size_t()
+        places = (ctypes.c_uint64(begin), ctypes.c_uint64(end))
         status = uclib.uc_hook_add(
-            self._cpu._uch,
-            ctypes.byref(handle),
-            self._unicorn.UC_HOOK_BLOCK,
-            ctypes.cast(function, ctypes.c_void_p),
-            None,
-            ctypes.c_uint64(begin),
-            ctypes.c_uint64(end),
+            self._cpu._uch, ctypes.byref(handle), self._unicorn.UC_HOOK_BLOCK, function, context, *places
         )
         if status:
             raise RuntimeError(f"unicorn: status {status} of a hook")
         return handle
+
+    def _unhook(self, handle: ctypes.c_size_t) -> None:
+        from unicorn.unicorn_py3.unicorn import uclib
+
+        uclib.uc_hook_del(self._cpu._uch, handle)
 
     def _arguments(self) -> Arguments:
         a, b, c, d = (self._cpu.reg_read(register) for register in self._registers["arguments"][:4])
@@ -255,28 +251,40 @@ class Machine:
 
 @contextmanager
 def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the emulation and are raised after it: an exception would be lost in the emulator."""
+    """SIGINT and SIGTERM stop the emulation and are raised after it: while it runs, no Python sees them.
+
+    A thread waits for what the system's handler writes into a pipe.
+    """
     if threading.current_thread() is not threading.main_thread():  # others are not interrupted, and may not ask
         yield
         return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
     received: list[int] = []
+    done = threading.Event()
 
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        stop()
+    def watch() -> None:
+        while (number := os.read(reader, 1)) and number[0] not in _SIGNALS:
+            pass
+        while number and not done.wait(0.02):  # it may not have begun
+            stop()
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=watch, daemon=True)
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in _SIGNALS}
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread.start()
     try:
         yield
     finally:
+        done.set()
+        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
         if received:
             signal.raise_signal(received[0])
-
-
-def _blocks(raw: Mapping[int, int]) -> Blocks:
-    return Counter({(key >> 16, key & 0xFFFF): times for key, times in raw.items()})
 
 
 def _instructions(code: bytes, target: str) -> int:

@@ -18,7 +18,9 @@ from functools import cache
 from typing import Any
 
 from gemedge.errors import PromiseError, ToolError
-from gemedge.export.machine import Blocks, Machine
+from gemedge.export.counting import Blocks
+from gemedge.export.machine import Machine
+from gemedge.targets import Cycles
 
 Span = tuple[int, int]  # of cycles
 TIMED = ("cortex-m0plus", "cortex-m3", "cortex-m4")
@@ -42,14 +44,6 @@ _M3 = {
     **dict.fromkeys(("SMLAL", "UMLAL"), (4, 7)),
 }
 _M4 = _BOTH  # multiplications take one cycle
-
-
-@dataclass(frozen=True, slots=True)
-class Cycles:
-    """At least low and at most high, both included."""
-
-    low: int
-    high: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,12 @@ def arena_size(model: QuantizedModel) -> int:
     return _Model(model, "").arena_size
 
 
+def shown(model: QuantizedModel) -> list[int]:
+    """The numbers of the layers whose numbers a run with GEMEDGE_OBSERVE shows, in their order."""
+    placed = _Model(model, "").offsets
+    return [index for index, layer in enumerate(model.layers) if layer.output in placed]
+
+
 def symbol(name: str) -> str:
     """What the C's symbols begin with: lower-case letters, digits and underscores, a letter first."""
     reduced = re.sub(r"[^a-z0-9]+", "_", name.lower(), flags=re.ASCII).strip("_")[:_LONGEST_SYMBOL]
