@@ -22,6 +22,11 @@ def number(value: int) -> str:
     return str(value) if -(1 << 31) < value < 1 << 31 else f"INT64_C({value})"
 
 
+def listed(ctype: str, texts: list[str]) -> str:
+    """The definition of an array of these numbers, @ for its name."""
+    return f"{ctype} @[{len(texts)}] = {{{wrapped(texts)}}}"
+
+
 class Constants:
     """Definitions in the order in which they were asked for. prefix: of the layer's names, `L3_dense`."""
 
@@ -41,10 +46,9 @@ class Constants:
         form = (lambda value: f"{value}u") if ctype == "uint32_t" else number
         return self._define(role, ctype, f"[{len(numbers)}]", "{" + wrapped([form(value) for value in numbers]) + "}")
 
-    def either(self, role: str, macro: str, one: tuple[str, list[str]], other: tuple[str, list[str]]) -> str:
-        """The name of an array that is one where the macro is defined, and otherwise the other: a type and numbers."""
-        first, second = (f"{_STORED} {ctype} @[{len(texts)}] = {{{wrapped(texts)}}};" for ctype, texts in (one, other))
-        return self._place(role, f"#ifdef {macro}\n{first}\n#else\n{second}\n#endif")
+    def either(self, role: str, macro: str, one: str, other: str) -> str:
+        """The name that stands for @ in two definitions: one where the macro is defined, and otherwise the other."""
+        return self._place(role, f"#ifdef {macro}\n{_STORED} {one};\n#else\n{_STORED} {other};\n#endif")
 
     def structure(self, role: str, kind: str, value: str) -> str:
         """The name of a `struct gemedge_<kind>` of this value."""

@@ -1,18 +1,22 @@
 """The C of convolutions, dense layers and products of matrices.
 
 An input's zero point is folded into the bias. Weights of 8 bits are written twice, and the compiler takes one of the
-two: as they are, or packed in words for CPUs with Arm's DSP instructions (gemedge_packed.h).
+two: as they are, or packed in words for CPUs that multiply pairs of 16-bit numbers (gemedge_packed.h). So are the
+biases and shifts of layers that CMSIS-NN can run instead (gemedge_cmsis_nn.h), whose kind is called bytes.
 """
 
 import numpy as np
 
 from gemedge.arena import Plan
 from gemedge.costs import scratch_bytes
+from gemedge.export.c_constants import listed, number
 from gemedge.export.c_writer import Writer, bytes_per, table_of
 from gemedge.export.layout import broadcast_steps, loops, steps
+from gemedge.fixed import Rounding
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
 from gemedge.operators import Activate, Convolution, Dense, Lookup, MatrixMultiply, Shape
 
+_CMSIS_NN = "GEMEDGE_USE_CMSIS_NN"
 _FAR = 33  # the least shift that a product of 32 by 32 bits is rescaled by in its upper half
 _LARGEST_GROWTH = 1.25  # of packed weights over those as they are
 
@@ -51,27 +55,41 @@ def fused(model: QuantizedModel, plan: Plan) -> dict[str, Activate | Lookup]:
 def convolution(to: Writer, layer: Convolution) -> str:
     (given,), made = to.tensors(layer)
     outputs, group_in = layer.weight.shape[:2]
-    zero = given.quantized.zero_point
-    window = to.window(layer, layer.weight.shape[2:], layer.dilations)
     weight = np.moveaxis(layer.weight, 1, -1)
-    by, places = _rescaling(to, layer), f"{to.scratch(layer)}, {to.address(made.name)}"
+    window = f"{given.quantized.zero_point}, {to.window(layer, layer.weight.shape[2:], layer.dilations)}"
+    places = f"{to.scratch(layer)}, {to.address(made.name)}"
     if layer.groups == given.shape[0] == outputs:
         kind, weights = _kind(to, layer), _plain(to, np.moveaxis(weight, 0, -1))
-        return f"gemedge_depthwise_{kind}({_source(to, layer)}, {zero}, {window}, {weights}, {by}, {places});"
+        kind = "bytes" if kind == "i8w8s32" and made.quantized.bits == 8 else kind
+        by = _rescaling(to, layer, kind)
+        return f"gemedge_depthwise_{kind}({_source(to, layer)}, {window}, {weights}, {by}, {places});"
     kind, weights = _weights(to, layer, weight.reshape(layer.groups, outputs // layer.groups, -1))
-    groups = f"{layer.groups}, {group_in}, {outputs // layer.groups}"
-    return f"gemedge_convolution_{kind}({_source(to, layer)}, {zero}, {window}, {groups}, {weights}, {by}, {places});"
+    groups, by = f"{layer.groups}, {group_in}, {outputs // layer.groups}", _rescaling(to, layer, kind)
+    return f"gemedge_convolution_{kind}({_source(to, layer)}, {window}, {groups}, {weights}, {by}, {places});"
 
 
 def dense(to: Writer, layer: Dense) -> str:
-    _, made = to.tensors(layer)
+    (given,), made = to.tensors(layer)
     outputs, inputs = layer.weight.shape
     kind, weights = _weights(to, layer, layer.weight[None])
+    zero = f"{given.quantized.zero_point}, " if kind == "bytes" else ""
     rows, (in_step, out_step) = to.rows(layer)
     return (
-        f"gemedge_dense_{kind}({_source(to, layer)}, {inputs}, {in_step}u, {weights}, {_rescaling(to, layer)},"
-        f" {to.scratch(layer)}, {to.address(made.name)}, {outputs}, {out_step}u, {rows});"
+        f"gemedge_dense_{kind}({_source(to, layer)}, {zero}{inputs}, {in_step}u, {weights},"
+        f" {_rescaling(to, layer, kind)}, {to.scratch(layer)}, {to.address(made.name)}, {outputs}, {out_step}u,"
+        f" {rows});"
     )
+
+
+def cmsis_nn_check(model: QuantizedModel) -> str:
+    """What refuses to compile where CMSIS-NN rounds otherwise than the model."""
+    single = model.rounding is Rounding.SINGLE
+    test, words = ("ifndef", "with") if single else ("ifdef", "without")
+    return f"""#ifdef GEMEDGE_USE_CMSIS_NN
+#{test} CMSIS_NN_USE_SINGLE_ROUNDING
+#error "this model rounds {"once" if single else "twice"}: build it and CMSIS-NN {words} CMSIS_NN_USE_SINGLE_ROUNDING"
+#endif
+#endif"""
 
 
 def matrix_multiply(to: Writer, layer: MatrixMultiply) -> str:
@@ -115,13 +133,14 @@ def _weights(to: Writer, layer: Convolution | Dense, weight: np.ndarray) -> tupl
     """The kind of the kernel and the name of its weights, given as [group, output, input]."""
     groups, outputs, inputs = weight.shape
     size = groups * _up(outputs) * _up(inputs)
-    (given,), _ = to.tensors(layer)
+    (given,), made = to.tensors(layer)
     narrow = given.quantized.bits == 8 and weight.dtype == np.int8 and int(weight.min()) >= -127
     if not narrow or size > _LARGEST_GROWTH * weight.size:
         return _kind(to, layer), _plain(to, weight)
-    words = [f"{word:#x}u" for word in packed(weight)]
-    bytes_ = [str(number) for number in weight.reshape(-1)]
-    return "packed", to.constants.either("weight", "GEMEDGE_PACKED", ("uint32_t", words), ("int8_t", bytes_))
+    words = listed("uint32_t", [f"{word:#x}u" for word in packed(weight)])
+    plain = listed("int8_t", [str(value) for value in weight.reshape(-1)])
+    kind = "bytes" if groups == 1 and made.quantized.bits == 8 else "packed"
+    return kind, to.constants.either("weight", "GEMEDGE_PACKED", words, plain)
 
 
 def packed(weight: np.ndarray) -> list[int]:
@@ -140,24 +159,31 @@ def _up(count: int) -> int:
     return -(-count // 4) * 4
 
 
-def _rescaling(to: Writer, layer: Convolution | Dense) -> str:
-    """The address of a struct gemedge_rescaling."""
+def _rescaling(to: Writer, layer: Convolution | Dense, kind: str) -> str:
+    """The address of a struct gemedge_rescaling, or of CMSIS-NN's where kind is bytes and the compiler is told so."""
     (given,), made = to.tensors(layer)
-    outputs = len(layer.bias)
+    outputs, zero = len(layer.bias), made.quantized.zero_point
     mantissa, shift = (np.broadcast_to(a.astype(np.int64), (outputs,)) for a in (layer.mantissa, layer.shift))
     short = _short(to, layer)
     if short and not uses_gemmlowp(layer, [given], to.model.rounding):
         mantissa, shift = farther(mantissa, shift)
-    names = (
-        _bias(to, layer, given.quantized.zero_point, short),
-        to.constants.array("mantissa", "int32_t", mantissa),
-        to.constants.array("shift", "uint8_t", shift),
-    )
+    factors = to.constants.array("mantissa", "int32_t", mantissa)
+    biases, shifts = _bias(layer, given.quantized.zero_point, short), [str(value) for value in shift]
     table = f"GEMEDGE_FUSED({_table(to, to.fused[layer.name])})" if layer.name in to.fused else "0"
     far = int(short and int(shift.min()) >= _FAR)
-    params = made.quantized
-    value = f"{', '.join(names)}, {table}, {params.zero_point}, {params.bits // 8}, {to.law(layer)}, {far}"
-    return f"&{to.constants.structure('by', 'rescaling', f'{{{value}}}')}"
+    rest = f"{table}, {zero}, {made.quantized.bits // 8}, {to.law(layer)}, {far}"
+    if kind != "bytes":
+        bias = to.constants.array("bias", "int32_t" if short else "int64_t", biases)
+        held = to.constants.array("shift", "uint8_t", shift)
+        return f"&{to.constants.structure('by', 'rescaling', f'{{{bias}, {factors}, {held}, {rest}}}')}"
+    own = listed("int32_t", [number(int(value)) for value in layer.bias])
+    bias = to.constants.either("bias", _CMSIS_NN, own, listed("int32_t", [number(int(value)) for value in biases]))
+    left = listed("int32_t", [str(31 - int(value)) for value in shift])
+    held = to.constants.either("shift", _CMSIS_NN, left, listed("uint8_t", shifts))
+    uniform = int(np.ptp(mantissa) == np.ptp(shift) == 0)
+    theirs = f"struct gemedge_cmsis_nn @ = {{{bias}, {factors}, {held}, {zero}, {uniform}}}"
+    ours = f"struct gemedge_rescaling @ = {{{bias}, {factors}, {held}, {rest}}}"
+    return f"&{to.constants.either('by', _CMSIS_NN, theirs, ours)}"
 
 
 def _table(to: Writer, layer: Activate | Lookup) -> str:
@@ -165,11 +191,11 @@ def _table(to: Writer, layer: Activate | Lookup) -> str:
     return table_of(to, layer, table)
 
 
-def _bias(to: Writer, layer: Convolution | Dense, zero: int, short: bool) -> str:
+def _bias(layer: Convolution | Dense, zero: int, short: bool) -> np.ndarray:
     """The bias less what the input's zero point adds; as 32 bits wrapped round, since the sum with it is in range."""
     weights = layer.weight.astype(np.int64).reshape(len(layer.bias), -1).sum(1)
     bias = layer.bias.astype(np.int64) - zero * weights
-    return to.constants.array("bias", "int32_t" if short else "int64_t", bias.astype(np.int32) if short else bias)
+    return bias.astype(np.int32) if short else bias
 
 
 def farther(mantissa: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

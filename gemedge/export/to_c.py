@@ -33,6 +33,9 @@ RUNTIME = (
     "gemedge_rescale.h",
     "gemedge_blocks.h",
     "gemedge_packed.h",
+    "gemedge_packed_dsp.h",
+    "gemedge_packed_x86.h",
+    "gemedge_cmsis_nn.h",
     "gemedge_sums_of.h",
     "gemedge_sums.h",
     "gemedge_elementwise.h",
@@ -198,6 +201,8 @@ const char *{self.name}_layer_name(int layer);
 #include "model.h"
 
 #include "gemedge.h"
+
+{c_sums.cmsis_nn_check(self.model)}
 
 {writer.constants.text}
 

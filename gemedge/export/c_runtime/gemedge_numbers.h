@@ -33,8 +33,10 @@ typedef uint32_t gemedge_uint32;
 /* What is called from many places, or kept apart so that its registers are its own. */
 #if defined(__GNUC__)
 #define GEMEDGE_APART static __attribute__((__noinline__, __unused__))
+#define GEMEDGE_RESTRICT __restrict__
 #else
 #define GEMEDGE_APART static inline
+#define GEMEDGE_RESTRICT
 #endif
 
 /* How a tensor's integers are kept: bytes is 1 or 2 (4 for indices), zero the integer that stands for 0. */

@@ -67,16 +67,25 @@
 #define GEMEDGE_FINISH gemedge_finish_64
 #include "gemedge_sums_of.h"
 
-#if defined(__ARM_FEATURE_DSP) && !defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN)
+/* Of 8-bit inputs and weights: packed where the CPU multiplies pairs, and what CMSIS-NN can do instead. */
+#if !defined(GEMEDGE_USE_CMSIS_NN) && \
+    (defined(__AVX2__) || (defined(__ARM_FEATURE_DSP) && !defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN)))
 #define GEMEDGE_PACKED
 #include "gemedge_packed.h"
 #else
 #define gemedge_convolution_packed gemedge_convolution_i8w8s32
 #define gemedge_dense_packed gemedge_dense_i8w8s32
 #endif
+#if defined(GEMEDGE_USE_CMSIS_NN)
+#include "gemedge_cmsis_nn.h"
+#else
+#define gemedge_convolution_bytes gemedge_convolution_packed
+#define gemedge_depthwise_bytes gemedge_depthwise_i8w8s32
+#define gemedge_dense_bytes(in, zero, ...) gemedge_dense_packed(in, __VA_ARGS__)
+#endif
 
-/* Where layers are observed, each makes its own output. */
-#if defined(GEMEDGE_OBSERVE)
+/* Where layers are observed, each makes its own output; CMSIS-NN knows no tables. */
+#if defined(GEMEDGE_OBSERVE) || defined(GEMEDGE_USE_CMSIS_NN)
 #define GEMEDGE_UNFUSED
 #define GEMEDGE_FUSED(table) 0
 #else
