@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 
+import bakenn
 import numpy as np
 import pytest
 from c_builds import Built
 from test_arena import Graph
 
+from gemedge.arena import plan
+from gemedge.errors import ToolError
 from gemedge.export.build import build
+from gemedge.export.c_sums import fused
 from gemedge.export.machine import Machine
 from gemedge.export.to_c import arena_size, to_c
 from gemedge.fixed import QuantParams, Rounding
@@ -230,7 +235,10 @@ def run_there(
     model: QuantizedModel, target: str, given: np.ndarray, defines: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, int]:
     """What the C gives there, and how many instructions that took."""
-    program = build(to_c(model, "net"), target, roots=["net_run"], defines=defines)
+    return called(model, build(to_c(model, "net"), target, roots=["net_run"], defines=defines), target, given)
+
+
+def called(model: QuantizedModel, program: bytes, target: str, given: np.ndarray) -> tuple[np.ndarray, int]:
     machine = Machine(program, target)
     (name,) = model.outputs.values()
     shape, dtype = model.tensors[name].shape, f"<i{model.tensors[name].quantized.bits // 8}"
@@ -267,3 +275,122 @@ def test_a_convolution_of_8_bits_gives_numpys_integers_there(name, rounding, tar
 @pytest.mark.parametrize(("inputs", "outputs", "rows"), [(128, 16, 0), (7, 5, 3), (1031, 18, 0)])
 def test_a_dense_layer_of_8_bits_gives_numpys_integers_there(inputs, outputs, rows, target):
     check_there(dense(5, inputs, outputs, rows, 8, np.int8, 8), target)
+
+
+def test_a_weight_of_minus_128_is_not_packed_and_right(tmp_path):
+    model = convolution(6, SHAPES["3x3"], 8, np.int8, 8, lowest=True)
+    assert b"#ifdef GEMEDGE_PACKED" not in to_c(model, "net")["model.c"]
+    check_here(model, tmp_path, UNDEFINED)
+    check_there(model, "cortex-m4")
+
+
+def avx2() -> tuple[str, ...]:
+    """Flags for this CPU's wider registers, where it has them."""
+    flags = Path("/proc/cpuinfo")
+    return ("-mavx2",) if flags.exists() and " avx2 " in flags.read_text() else ()
+
+
+@pytest.mark.parametrize("flags", [("-O3", *avx2()), ("-O3", "-march=native")])
+@pytest.mark.parametrize("name", ["3x3", "odd channels, strides and padding", "groups", "many channels"])
+def test_wider_registers_give_the_same_integers(name, flags, tmp_path):
+    check_here(convolution(7, SHAPES[name], 8, np.int8, 8), tmp_path, flags)
+    check_here(dense(7, 519, 21, 2, 8, np.int8, 8), tmp_path / "dense", flags)
+
+
+# An activation's table, applied as outputs are stored
+
+
+FUSED = {
+    "convolution": lambda rounding: convolution(8, SHAPES["3x3"], 8, np.int8, 8, rounding=rounding),
+    "near": lambda rounding: convolution(8, SHAPES["dilated"], 8, np.int8, 8, rounding=rounding, near=True),
+    "depthwise": lambda rounding: convolution(8, SHAPES["depthwise"], 8, np.int8, 8, rounding=rounding),
+    "dense": lambda rounding: dense(8, 33, 9, 0, 8, np.int8, 8, rounding=rounding),
+    "16-bit input": lambda rounding: convolution(8, SHAPES["3x3"], 16, np.int8, 8, rounding=rounding),
+}
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("name", FUSED)
+def test_a_table_behind_a_sum_is_looked_up_as_it_is_stored(name, rounding, tmp_path):
+    model = with_table(FUSED[name](rounding), 9)
+    check_there(model, "cortex-m4")
+    check_here(model, tmp_path)  # observed, so one after the other
+    assert model.layers[0].name in fused(model, plan(model))
+
+
+def test_a_sum_that_somebody_else_reads_is_not_fused():
+    model = with_table(FUSED["convolution"](Rounding.SINGLE), 9)
+    seen = replace(model, outputs=model.outputs | {"too": model.layers[0].output})
+    assert fused(model, plan(model))
+    assert not fused(seen, plan(seen))
+
+
+def test_a_fused_table_takes_at_most_two_instructions_for_each_output():
+    bare = convolution(8, SHAPES["3x3"], 8, np.int8, 8)
+    model = with_table(bare, 9)
+    given = inputs_of(model, 1)
+    more = run_there(model, "cortex-m4", given)[1] - run_there(bare, "cortex-m4", given)[1]
+    assert more <= 2 * prod(bare.tensors[bare.layers[0].output].shape)
+
+
+# What the data is does not show in how long it takes
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("name", ["3x3", "depthwise"])
+def test_the_count_of_instructions_does_not_depend_on_the_data(name, rounding):
+    model = convolution(10, SHAPES[name], 8, np.int8, 8, rounding=rounding)
+    counts = {run_there(model, "cortex-m4", inputs_of(model, seed), ("GEMEDGE_CONSTANT_TIME",))[1] for seed in range(3)}
+    assert len(counts) == 1
+
+
+# CMSIS-NN instead
+
+CMSIS_NN = Path(bakenn.__file__).parent / "backend" / "cmsis_nn" / "vendor"
+CMSIS_NN_SOURCES = {
+    "arm_convolve_s8",
+    "arm_depthwise_conv_s8",
+    "arm_fully_connected_s8",
+    "arm_nn_mat_mult_kernel_s8_s16",
+    "arm_nn_mat_mul_core_1x_s8",
+    "arm_nn_mat_mul_core_4x_s8",
+    "arm_nn_mat_mult_nt_t_s8",
+    "arm_nn_vec_mat_mult_t_s8",
+    "arm_q7_to_q15_with_offset",
+}
+ROUNDS = {Rounding.SINGLE: ("CMSIS_NN_USE_SINGLE_ROUNDING",), Rounding.DOUBLE: ()}
+
+
+CMSIS_NN_SHAPES = ("3x3", "odd channels, strides and padding", "dilated", "groups", "depthwise")
+
+
+def with_cmsis_nn(model: QuantizedModel) -> dict[str, bytes]:
+    """The model's C beside CMSIS-NN's sources, all in one folder."""
+    theirs = [*CMSIS_NN.glob("cmsis_nn/Include/*.h"), *CMSIS_NN.glob("cmsis_core/Include/*.h")]
+    theirs += [path for path in CMSIS_NN.glob("cmsis_nn/Source/*/*.c") if path.stem in CMSIS_NN_SOURCES]
+    own = {"math.h": b""}  # which they include and do not use
+    return to_c(model, "net") | own | {path.name: path.read_bytes() for path in theirs}
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize(
+    "name", ["3x3", "odd channels, strides and padding", "dilated", "groups", "depthwise", "dense"]
+)
+def test_cmsis_nn_gives_the_same_integers(name, rounding):
+    if name == "dense":
+        model = dense(11, 37, 10, 0, 8, np.int8, 8, rounding=rounding)
+    else:
+        model = convolution(11, SHAPES[name], 8, np.int8, 8, rounding=rounding)
+    model = with_table(model, 12)
+    given = inputs_of(model, 1)
+    defines = ("GEMEDGE_USE_CMSIS_NN", *ROUNDS[rounding])
+    program = build(with_cmsis_nn(model), "cortex-m4", roots=["net_run"], defines=defines)
+    np.testing.assert_array_equal(called(model, program, "cortex-m4", given)[0], wanted(model, given))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_cmsis_nn_that_rounds_otherwise_does_not_compile(rounding):
+    model = convolution(11, SHAPES["3x3"], 8, np.int8, 8, rounding=rounding)
+    (other,) = set(Rounding) - {rounding}
+    with pytest.raises(ToolError, match="build it and CMSIS-NN with"):
+        build(with_cmsis_nn(model), "cortex-m4", defines=("GEMEDGE_USE_CMSIS_NN", *ROUNDS[other]))
