@@ -53,11 +53,10 @@ class Target:
     costs: Mapping[Step, float]
     density: float
     word: int
-    pairs: bool  # multiplies pairs of 16-bit numbers, for which convolutions lay out two columns
 
 
-def _target(name: str, costs: tuple[float, ...], density: float, word: int = 4, *, pairs: bool = False) -> Target:
-    return Target(name, dict(zip(_STEPS, costs, strict=True)), density, word, pairs)
+def _target(name: str, costs: tuple[float, ...], density: float, word: int = 4) -> Target:
+    return Target(name, dict(zip(_STEPS, costs, strict=True)), density, word)
 
 
 _M4 = (2.33, 2.37, 5, 3, 12, 25, 3, 4, 14, 12, 45, 40, 5.0, 14.0, 24.3, 11.3, 24.2, 11.3, 60)
@@ -71,9 +70,9 @@ TARGETS = {
     for target in (
         _target("cortex-m0plus", _M0, 1.1),
         _target("cortex-m3", _M3, 1.0),
-        _target("cortex-m4", _M4, 1.0, pairs=True),
-        _target("cortex-m7", _M4, 1.0, pairs=True),
-        _target("cortex-m33", _M4, 1.0, pairs=True),
+        _target("cortex-m4", _M4, 1.0),
+        _target("cortex-m7", _M4, 1.0),
+        _target("cortex-m33", _M4, 1.0),
         _target("cortex-m55", _M55, 1.2),
         _target("rv32imc", _RV32, 1.15),
         _target("avr", _AVR, 2.2, 2),
@@ -149,13 +148,17 @@ def instructions(layer: Op, model: QuantizedModel, target: Target) -> int:
             return 0
 
 
-def scratch_bytes(layer: Op, model: QuantizedModel, target: Target) -> int:
-    """Two columns of 16-bit numbers for a convolution of 8 bits where the CPU multiplies pairs; estimated."""
-    if not isinstance(layer, Convolution) or not target.pairs or _depthwise(layer):
+def scratch_bytes(layer: Op, model: QuantizedModel) -> int:
+    """Of a convolution, two windows as 16-bit numbers; of a depthwise one, where a window's taps lie, and a blank spot.
+
+    A dense layer may need a row more in C, where the numbers of its input do not lie side by side.
+    """
+    if not isinstance(layer, Convolution):
         return 0
-    if accumulator_bits(layer, [model.tensors[layer.inputs[0]]]) > 32:
-        return 0
-    return 2 * 2 * math.prod(layer.weight.shape[1:])
+    given = model.tensors[layer.inputs[0]]
+    if layer.groups == given.shape[0] == len(layer.weight):
+        return 4 * math.prod(layer.weight.shape[2:]) + given.shape[0] * given.quantized.bits // 8
+    return 2 * 2 * (-(-math.prod(layer.weight.shape[1:]) // 4) * 4)
 
 
 def code_bytes(model: QuantizedModel, target: Target) -> float:

@@ -180,9 +180,9 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def plan_for(model: QuantizedModel, target: Target) -> Plan:
-    """The arena with the scratch memory that this target's kernels need."""
-    scratch = {layer.name: scratch_bytes(layer, model, target) for layer in model.layers}
+def plan_for(model: QuantizedModel) -> Plan:
+    """The arena with the scratch memory that kernels need."""
+    scratch = {layer.name: scratch_bytes(layer, model) for layer in model.layers}
     return plan(model, scratch=scratch)
 
 
@@ -191,7 +191,7 @@ def estimate(model: QuantizedModel, target: Target, measured: Measured | None = 
     known = measured or Measured()
     if unknown := known.instructions.keys() - {layer.name for layer in model.layers}:
         raise FormatError(f"instructions of {sorted(unknown)[0]!r}, which is no layer")
-    planned = plan_for(model, target)
+    planned = plan_for(model)
     stored = count(model)
     layers = []
     for index, layer in enumerate(model.layers):
@@ -260,7 +260,7 @@ def _measured(found: int | None, otherwise: float) -> Figure:
 
 
 def _arena(found: int | None, planned: Plan) -> Figure:
-    return Figure(planned.size, "estimated" if planned.scratch else "counted") if found is None else _measured(found, 0)
+    return Figure(planned.size, "counted") if found is None else _measured(found, 0)
 
 
 def _told(figure: Figure) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Addresses are C expressions: `memory + 96` in the arena, or the name of an array in flash.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from gemedge.export.c_constants import Constants, number
 from gemedge.export.layout import Loops, broadcast_steps, in_memory, loops, steps
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
 from gemedge.moving import Constant
-from gemedge.operators import Shape, Tensor
+from gemedge.operators import Activate, Lookup, Shape, Tensor
 
 MOST_AXES, MOST_OPERANDS = 8, 8  # GEMEDGE_MOST_AXES, GEMEDGE_MOST_OPERANDS
 Numbers = Sequence[int] | np.ndarray
@@ -22,11 +22,23 @@ _INDEX_BYTES = 4
 
 
 class Writer:
-    """One model's tensors and constants as C; constants collects what the layers need."""
+    """One model's tensors and constants as C; constants collects what the layers need.
 
-    def __init__(self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan, activation: Choice) -> None:
+    fused: the table that each layer applies itself, by its name. activation: the form of 16-bit activations.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        orders: dict[str, Shape],
+        plan: Plan,
+        fused: Mapping[str, Activate | Lookup],
+        activation: Choice,
+    ) -> None:
         self.model, self.orders, self.plan, self.activation = model, orders, plan, activation
         self.constants = Constants()
+        self.fused = fused
+        self._scratch = {placement.tensor: placement.offset for placement in plan.scratch}
         self._placed = {placement.tensor: placement for placement in plan.placements}
         self._values = {layer.output: layer.value for layer in model.layers if isinstance(layer, Constant)}
 
@@ -40,6 +52,10 @@ class Writer:
     def place(self, tensor: str) -> str:
         """What a gemedge_place of this tensor is made with."""
         return f"GEMEDGE_{'TENSOR' if tensor in self._placed else 'CONSTANT'}({self.address(tensor)})"
+
+    def scratch(self, layer: Op) -> str:
+        """Memory that the layer asked for, or a null pointer."""
+        return f"(void *)(memory + {self._scratch[layer.name]})" if layer.name in self._scratch else "0"
 
     def tensors(self, layer: Op) -> tuple[list[Tensor], Tensor]:
         return [self.model.tensors[name] for name in layer.inputs], self.model.tensors[layer.output]

@@ -9,6 +9,7 @@ from importlib import resources
 
 from gemedge import arena
 from gemedge.errors import UnsupportedError
+from gemedge.export import c_sums
 from gemedge.export.c_activations import Choice
 from gemedge.export.c_borders import Border, Interface, float_header
 from gemedge.export.c_layers import call
@@ -28,6 +29,13 @@ RUNTIME = (
     "gemedge_flash.h",
     "gemedge_numbers.h",
     "gemedge_loops.h",
+    "gemedge_rescale.h",
+    "gemedge_blocks.h",
+    "gemedge_packed.h",
+    "gemedge_packed_dsp.h",
+    "gemedge_packed_x86.h",
+    "gemedge_cmsis_nn.h",
+    "gemedge_sums_of.h",
     "gemedge_sums.h",
     "gemedge_elementwise.h",
     "gemedge_windows.h",
@@ -95,8 +103,10 @@ class _Model:
         moved = [
             layer.name for layer in model.layers if isinstance(layer, Reshape) and is_moved(model, self.orders, layer)
         ]
-        self.plan = arena.plan(model, alignment=ALIGNMENT, moved=moved)
+        scratch = {layer.name: c_sums.scratch(model, self.orders, layer) for layer in model.layers}
+        self.plan = arena.plan(model, alignment=ALIGNMENT, moved=moved, scratch=scratch)
         arena.check(self.plan, model)
+        self.fused = c_sums.fused(model, self.plan)
         self.offsets = {placement.tensor: placement.offset for placement in self.plan.placements}
         self.interface = Interface(
             name,
@@ -167,7 +177,7 @@ const char *{name}_layer_name(int layer);
     def source(self) -> str:
         interface = self.interface
         name, upper = interface.name, interface.upper
-        writer = Writer(self.model, self.orders, self.plan, self.activation)
+        writer = Writer(self.model, self.orders, self.plan, self.fused, self.activation)
         calls = [self._layer(writer, index) for index in range(len(self.model.layers))]
         checks = " || ".join(f"!{border.parameter}" for border in interface.borders)
         copies_in = "".join(
@@ -182,6 +192,8 @@ const char *{name}_layer_name(int layer);
 #include "model.h"
 
 #include "gemedge.h"
+
+{c_sums.cmsis_nn_check(self.model)}
 
 {writer.constants.text}
 {writer.constants.reached}
@@ -228,6 +240,8 @@ const char *{name}_layer_name(int layer) {{
         layer = self.model.layers[index]
         statement = call(writer, index, layer)
         body = f"    {{ /* {index}: {kind(layer)} */\n        {statement}\n    }}\n" if statement else ""
+        if layer in self.fused.values():
+            body = f"#ifdef GEMEDGE_UNFUSED\n{body}#endif\n"
         if layer.output in self.offsets:
             count = arena.bytes_of(self.model.tensors[layer.output])
             body += f"    SEEN({index}, memory + {self.offsets[layer.output]}, {count});\n"

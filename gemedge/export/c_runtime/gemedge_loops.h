@@ -53,6 +53,26 @@ static inline int gemedge_next(struct gemedge_walk *walk, const GEMEDGE_FLASH st
     return 0;
 }
 
+/* A window over an input of in[0] rows of in[1] spots (one row where there is but one axis), channels last. */
+struct gemedge_window {
+    int32_t in[2], out[2], kernel[2], stride[2], pad[2], dilation[2], channels;
+};
+
+/* Where in the output a window stands. */
+struct gemedge_spot {
+    int32_t row, place;
+};
+
+static inline struct gemedge_spot gemedge_next_spot(const GEMEDGE_FLASH struct gemedge_window *window,
+                                                    struct gemedge_spot at) {
+    at.place++;
+    if (at.place == window->out[1]) {
+        at.place = 0;
+        at.row++;
+    }
+    return at;
+}
+
 /* One input of an operator that has several, a tensor or a constant, with what it is multiplied by. */
 struct gemedge_operand {
     gemedge_place data;

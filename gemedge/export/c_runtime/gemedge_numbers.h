@@ -23,9 +23,20 @@ typedef char gemedge_right_shifts_are_arithmetic[((int64_t)-1 >> 1) == -1 && ((i
 #if defined(__GNUC__)
 typedef int16_t __attribute__((__may_alias__)) gemedge_int16;
 typedef int32_t __attribute__((__may_alias__)) gemedge_int32;
+typedef uint32_t __attribute__((__may_alias__)) gemedge_uint32;
 #else
 typedef int16_t gemedge_int16;
 typedef int32_t gemedge_int32;
+typedef uint32_t gemedge_uint32;
+#endif
+
+/* What is called from many places, or kept apart so that its registers are its own. */
+#if defined(__GNUC__)
+#define GEMEDGE_APART static __attribute__((__noinline__, __unused__))
+#define GEMEDGE_RESTRICT __restrict__
+#else
+#define GEMEDGE_APART static inline
+#define GEMEDGE_RESTRICT
 #endif
 
 /* How a tensor's integers are kept: bytes is 1 or 2 (4 for indices), zero the integer that stands for 0. */
