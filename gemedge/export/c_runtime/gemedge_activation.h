@@ -9,10 +9,8 @@
 
 #if defined(__GNUC__)
 #define GEMEDGE_INLINE static inline __attribute__((__always_inline__))
-#define GEMEDGE_APART static __attribute__((__noinline__))
 #else
 #define GEMEDGE_INLINE static inline
-#define GEMEDGE_APART static
 #endif
 
 /* Once around a loop is an element: to unroll it costs flash and gains nothing. */
@@ -55,7 +53,7 @@ struct gemedge_normal {
     unsigned s;
 };
 
-GEMEDGE_INLINE uint32_t gemedge_high(uint32_t a, uint32_t b) {
+GEMEDGE_INLINE uint32_t gemedge_upper_half(uint32_t a, uint32_t b) {
     return (uint32_t)(((uint64_t)a * b) >> 32);
 }
 
@@ -99,7 +97,7 @@ GEMEDGE_INLINE struct gemedge_normal gemedge_normalised(uint64_t d, unsigned is_
 GEMEDGE_INLINE struct gemedge_normal gemedge_denominator(uint32_t u, const struct gemedge_compact *by) {
     const uint32_t w = u * u;
     const uint32_t whole = by->linear >> 16;
-    const uint32_t b = by->square + (by->linear & 65535u ? gemedge_high(by->linear, u << 16) : whole * u);
+    const uint32_t b = by->square + (by->linear & 65535u ? gemedge_upper_half(by->linear, u << 16) : whole * u);
     struct gemedge_normal found;
     uint64_t inner;
     if (by->order == 1u) {
@@ -129,10 +127,10 @@ GEMEDGE_INLINE uint32_t gemedge_numerator(uint32_t u, unsigned s, const struct g
         return by->down ? by->numerator >> down : by->numerator << s;
     }
     if (by->down) {
-        return gemedge_high(by->numerator, u << 16) >> down;
+        return gemedge_upper_half(by->numerator, u << 16) >> down;
     }
     shifted = (u << s) << by->up;
-    return by->numerator ? gemedge_high(by->numerator, shifted) : shifted;
+    return by->numerator ? gemedge_upper_half(by->numerator, shifted) : shifted;
 }
 
 /* The fraction in 2^-bits LSB, to a few units. */
@@ -142,8 +140,8 @@ GEMEDGE_INLINE uint32_t gemedge_fraction(uint32_t u, const struct gemedge_compac
     const uint32_t n = gemedge_numerator(u, d.s, by);
     const uint32_t line = gemedge_lines[segment];
     const uint32_t r = line + (uint32_t)((int16_t)(uint16_t)line * (int32_t)((d.m >> 14) & 4095u));
-    const uint32_t g = by->is_segem && !by->numerator ? r >> (by->down - d.s) : gemedge_high(n, r);
-    return g - gemedge_high(g, gemedge_high(d.m, r));
+    const uint32_t g = by->is_segem && !by->numerator ? r >> (by->down - d.s) : gemedge_upper_half(n, r);
+    return g - gemedge_upper_half(g, gemedge_upper_half(d.m, r));
 }
 
 /* The output for x = u > 0 where the fraction is taken away; not saturated. */
@@ -152,7 +150,7 @@ GEMEDGE_INLINE int32_t gemedge_above(uint32_t u, uint32_t fraction, const struct
     if (!by->slope) {
         return (int32_t)u + ((int32_t)half >> by->bits);
     }
-    return (int32_t)(gemedge_high(by->slope, u << 16) + half) >> by->bits;
+    return (int32_t)(gemedge_upper_half(by->slope, u << 16) + half) >> by->bits;
 }
 
 /* The output of SE-GEM for x = -u <= 0, not saturated. */
@@ -176,7 +174,7 @@ GEMEDGE_INLINE int32_t gemedge_compact_one(int32_t x, const struct gemedge_compa
 }
 
 /* y within 16 bits; |y| < 2^30. */
-GEMEDGE_INLINE int32_t gemedge_saturated(int32_t y) {
+GEMEDGE_INLINE int32_t gemedge_saturated_short(int32_t y) {
 #ifdef GEMEDGE_CONSTANT_TIME
     const int32_t outside = ((y + 32768) | (32767 - y)) >> 31; /* all its bits, or none */
     return (y & ~outside) | (((y >> 31) ^ 32767) & outside);
@@ -194,7 +192,7 @@ GEMEDGE_INLINE void gemedge_activate_compact(const void *in, void *out, uint32_t
     GEMEDGE_ROLLED
     while (from != end) {
         const int32_t y = gemedge_compact_one(*from++, by);
-        *to++ = (int16_t)(by->saturates ? gemedge_saturated(y) : y);
+        *to++ = (int16_t)(by->saturates ? gemedge_saturated_short(y) : y);
     }
 }
 
