@@ -10,6 +10,7 @@ from gemedge.export.layout import Loops
 from gemedge.rational import NormalPolynomial, Piece
 
 _WIDTH = 110
+_REACH = 65000  # of 64 KB, some of which is the interrupt vectors
 
 
 def number(value: int) -> str:
@@ -34,6 +35,16 @@ class Constants:
     def text(self) -> str:
         return "\n".join(self._lines)
 
+    @property
+    def reached(self) -> str:
+        """A check that the 16-bit addresses of AVR reach them all: what they do not would be read elsewhere."""
+        sizes = "".join(f"\n    + sizeof {name}" for name in self._names.values())
+        return f"""
+#ifdef __FLASH
+typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u ? 1 : -1];
+#endif
+"""
+
     def array(self, role: str, ctype: str, values: np.ndarray | Iterable[int]) -> str:
         """The name of an array of these numbers in their order."""
         numbers = [int(value) for value in (values.reshape(-1) if isinstance(values, np.ndarray) else values)]
@@ -43,6 +54,14 @@ class Constants:
     def structure(self, role: str, kind: str, value: str) -> str:
         """The name of a `struct gemedge_<kind>` of this value."""
         return self._define(role, f"struct gemedge_{kind}", "", value)
+
+    def function(self, role: str, arguments: str, body: str) -> str:
+        """The name of a function without a result that is kept apart, however many layers call it."""
+        key = (arguments, body)
+        if key not in self._names:
+            self._names[key] = self._fresh(role)
+            self._lines.append(f"\nGEMEDGE_APART void {self._names[key]}{arguments} {{\n{body}}}\n")
+        return self._names[key]
 
     def loops(self, role: str, loops: Loops) -> str:
         """The address of the loops."""
@@ -84,13 +103,16 @@ class Constants:
     def _define(self, role: str, ctype: str, size: str, value: str) -> str:
         key = (ctype + size, value)
         if key not in self._names:
-            name = f"{self.prefix}_{role}"
-            while name in self._taken:
-                name += "_"
-            self._taken.add(name)
-            self._names[key] = name
-            self._lines.append(f"static const {ctype} {name}{size} = {value};")
+            name = self._names[key] = self._fresh(role)
+            self._lines.append(f"static const GEMEDGE_FLASH {ctype} {name}{size} = {value};")
         return self._names[key]
+
+    def _fresh(self, role: str) -> str:
+        name = f"{self.prefix}_{role}"
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
 
 
 def wrapped(texts: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gemedge.arena import Plan
 from gemedge.errors import UnsupportedError
+from gemedge.export.c_activations import Choice
 from gemedge.export.c_constants import Constants, number
 from gemedge.export.layout import Loops, broadcast_steps, in_memory, loops, steps
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
@@ -23,8 +24,8 @@ _INDEX_BYTES = 4
 class Writer:
     """One model's tensors and constants as C; constants collects what the layers need."""
 
-    def __init__(self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan) -> None:
-        self.model, self.orders, self.plan = model, orders, plan
+    def __init__(self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan, activation: Choice) -> None:
+        self.model, self.orders, self.plan, self.activation = model, orders, plan, activation
         self.constants = Constants()
         self._placed = {placement.tensor: placement for placement in plan.placements}
         self._values = {layer.output: layer.value for layer in model.layers if isinstance(layer, Constant)}
@@ -35,6 +36,10 @@ class Writer:
         value = self._values[self.plan.stored[tensor]]
         laid = in_memory(value.reshape(self.model.tensors[tensor].shape), self.orders[tensor])
         return self.constants.array("value", f"int{8 * bytes_per(self.model.tensors[tensor])}_t", laid)
+
+    def place(self, tensor: str) -> str:
+        """What a gemedge_place of this tensor is made with."""
+        return f"GEMEDGE_{'TENSOR' if tensor in self._placed else 'CONSTANT'}({self.address(tensor)})"
 
     def tensors(self, layer: Op) -> tuple[list[Tensor], Tensor]:
         return [self.model.tensors[name] for name in layer.inputs], self.model.tensors[layer.output]
@@ -77,10 +82,10 @@ class Writer:
     def operands(self, layer: Op, mantissas: Numbers, shifts: Numbers, condition: str = "") -> str:
         given, _ = self.tensors(layer)
         written = [
-            f"{{{self.address(t.name)}, {format_of(t)}, {number(int(m))}, {int(s)}}}"
+            f"{{{self.place(t.name)}, {format_of(t)}, {number(int(m))}, {int(s)}}}"
             for t, m, s in zip(given, mantissas, shifts, strict=True)
         ]
-        written += [f"{{{condition}, {{1, 0}}, 0, 0}}"] if condition else []
+        written += [f"{{GEMEDGE_CONSTANT({condition}), {{1, 0}}, 0, 0}}"] if condition else []
         return f"const struct gemedge_operand of[{len(written)}] = {{{', '.join(written)}}};\n        "
 
     def window(self, layer: Op, kernel: Shape, dilations: Shape | None = None) -> str:

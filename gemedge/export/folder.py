@@ -15,6 +15,7 @@ from pathlib import Path
 from gemedge import model_file
 from gemedge.errors import ModelError, about
 from gemedge.export import to_c
+from gemedge.export.c_activations import CHOICES
 from gemedge.model import QuantizedModel
 
 MODEL = "model.gemq"
@@ -41,8 +42,13 @@ class Folder:
 
     def changed(self) -> list[str]:
         """The sources that are not what gemedge writes for this model."""
-        written = to_c.to_c(self.model, self.name)
-        return [name for name, content in sorted(self.sources.items()) if written.get(name, content) != content]
+        found = []
+        for choice in CHOICES:
+            written = to_c.to_c(self.model, self.name, activation=choice)
+            found.append(
+                [name for name, content in sorted(self.sources.items()) if written.get(name, content) != content]
+            )
+        return min(found, key=len)
 
 
 def of_model(model: QuantizedModel, name: str) -> Folder:
