@@ -35,6 +35,7 @@ _JOBS = (
     "gemedge.capture.job:run",
     "gemedge.export.check:run",
     "gemedge.export.host:run",
+    "gemedge.export.tflite_run:serve",
     "gemedge.quant.job:run",
     "gemedge.quant.job:run_prepare",
     "gemedge.quant.job:run_compare",

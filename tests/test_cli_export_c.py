@@ -16,30 +16,34 @@ from gemedge import model_file
 from gemedge.capture import capture_module
 from gemedge.cli import _status
 from gemedge.export import to_c
-from gemedge.export.folder import MODEL
 from gemedge.fixed import Rounding
+from gemedge.model import QuantizedModel
 from gemedge.quant.quantize import quantize
 
-NAMES = sorted((*to_c.FILES, MODEL))
+OWN = ["CMakeLists.txt", "README.md", "gemedge_float.h", "model.c", "model.h", "model_float.h"]
+NAMES = sorted([*OWN, "model.gemq", *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
 
 
 def gemedge(*arguments: object) -> int:
     return _status([str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def quantized(tmp_path):
-    """A small network's .gemq file."""
+def small_network() -> QuantizedModel:
     torch.manual_seed(0)
     x = torch.randn(20, 3)
     found = capture_module(nn.Sequential(nn.Linear(3, 4), gnn.GEM(1)), x[:1])
-    model = quantize(
+    return quantize(
         found.model,
         ranges_of(float_tensors(found.model, {"input": x.numpy()})),
         scheme="int16x8",
         rounding=Rounding.SINGLE,
     )
-    (tmp_path / "my-net.gemq").write_bytes(model_file.save(model))
+
+
+@pytest.fixture
+def quantized(tmp_path):
+    """A small network's .gemq file."""
+    (tmp_path / "my-net.gemq").write_bytes(model_file.save(small_network()))
     return tmp_path / "my-net.gemq"
 
 
@@ -97,6 +101,9 @@ def damaged(path):
     [
         (["--gem", "custom"], None, 2, "--gem is not for --format c"),
         (["--opset", "18"], None, 2, "--opset is not for --format c"),
+        (["--vectors", "3"], None, 2, "--vectors needs --data, which they come from"),
+        (["--project", "make"], None, 2, "'make' is not one of 'cmake', 'arduino', 'zephyr'"),
+        (["--data", "missing.npz"], None, 5, "missing.npz"),
         ([], damaged, 3, "my-net.gemq: "),
         ([], lambda path: path.write_bytes(b"x" * 100), 3, "my-net.gemq: "),
         ([], lambda path: path.unlink(), 3, "my-net.gemq"),

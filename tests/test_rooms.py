@@ -24,7 +24,8 @@ ROOMS = {
     ),
     "export": (
         {"core", "capture", "export"},
-        {"numpy", "onnx", "onnx_ir", "onnxruntime", "safetensors", "unicorn", "elftools", "capstone"},
+        {"numpy", "onnx", "onnx_ir", "onnxruntime", "safetensors", "unicorn", "elftools", "capstone", "flatbuffers"}
+        | {"ai_edge_litert", "tflite_micro"},
     ),
     "cli": ({"core", "nn", "capture", "quant", "export", "cli"}, {"numpy", "click", "rich", "matplotlib"}),
 }

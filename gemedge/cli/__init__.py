@@ -29,6 +29,7 @@ COMMANDS = {
     "report": "Say how far integers are from the float model, why, and what to change.",
     "run": "Run exported C on an emulated target and compare every layer.",
     "simulate": "Run a quantized model with integers only.",
+    "verify": "Compare the log of a board with the simulator.",
 }
 
 

@@ -15,11 +15,17 @@ from gemedge.export.to_c import symbol
 from gemedge.fixed import QuantParams
 from gemedge.kernel import FixedActivation
 
-_RUNTIME = ("gemedge_numbers.h", "gemedge_activation.h", "gemedge_rational.h", "gemedge_elementwise.h")
+_RUNTIME = (
+    "gemedge_flash.h",
+    "gemedge_numbers.h",
+    "gemedge_activation.h",
+    "gemedge_rational.h",
+    "gemedge_elementwise.h",
+)
 _NAME = re.compile(r"\b(?:gemedge|GEMEDGE)_\w+")
 _DEFINED = re.compile(
     r"^#define (GEMEDGE_\w+)|^struct (gemedge_\w+) \{|^typedef .*?(gemedge_\w+)(?:\[.*\])?;"
-    r"|^(?!typedef|struct|#|/|\s).*?\b(gemedge_\w+)[(\[]",
+    r"|^GEMEDGE_DEFINE_\w+\((gemedge_\w+)|^(?!typedef|struct|#|/|\s).*?\b(gemedge_\w+)[(\[]",
     re.MULTILINE,
 )
 _ALWAYS = "gemedge_right_shifts_are_arithmetic"

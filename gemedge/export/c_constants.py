@@ -10,6 +10,7 @@ from gemedge.export.layout import Loops
 from gemedge.rational import NormalPolynomial, Piece
 
 _WIDTH = 110
+_REACH = 65000  # of 64 KB, some of which is the interrupt vectors
 
 
 def number(value: int) -> str:
@@ -33,6 +34,16 @@ class Constants:
     @property
     def text(self) -> str:
         return "\n".join(self._lines)
+
+    @property
+    def reached(self) -> str:
+        """A check that the 16-bit addresses of AVR reach them all: what they do not would be read elsewhere."""
+        sizes = "".join(f"\n    + sizeof {name}" for name in self._names.values())
+        return f"""
+#ifdef __FLASH
+typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u ? 1 : -1];
+#endif
+"""
 
     def array(self, role: str, ctype: str, values: np.ndarray | Iterable[int]) -> str:
         """The name of an array of these numbers in their order."""
@@ -93,7 +104,7 @@ class Constants:
         key = (ctype + size, value)
         if key not in self._names:
             name = self._names[key] = self._fresh(role)
-            self._lines.append(f"static const {ctype} {name}{size} = {value};")
+            self._lines.append(f"static const GEMEDGE_FLASH {ctype} {name}{size} = {value};")
         return self._names[key]
 
     def _fresh(self, role: str) -> str:

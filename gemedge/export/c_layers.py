@@ -192,7 +192,7 @@ def _average_pool(to: Writer, layer: AveragePool) -> str:
 
 def _raw_average_pool(to: Writer, layer: RawAveragePool) -> str:
     (given,), made = to.tensors(layer)
-    operand = f"{{{to.address(given.name)}, {{{bytes_per(given)}, 0}}, 0, 0}}"
+    operand = f"{{{to.place(given.name)}, {{{bytes_per(given)}, 0}}, 0, 0}}"
     window = to.window(layer, layer.kernel)
     return (
         f"const struct gemedge_operand of[1] = {{{operand}}};\n"

@@ -37,6 +37,10 @@ class Writer:
         laid = in_memory(value.reshape(self.model.tensors[tensor].shape), self.orders[tensor])
         return self.constants.array("value", f"int{8 * bytes_per(self.model.tensors[tensor])}_t", laid)
 
+    def place(self, tensor: str) -> str:
+        """What a gemedge_place of this tensor is made with."""
+        return f"GEMEDGE_{'TENSOR' if tensor in self._placed else 'CONSTANT'}({self.address(tensor)})"
+
     def tensors(self, layer: Op) -> tuple[list[Tensor], Tensor]:
         return [self.model.tensors[name] for name in layer.inputs], self.model.tensors[layer.output]
 
@@ -78,10 +82,10 @@ class Writer:
     def operands(self, layer: Op, mantissas: Numbers, shifts: Numbers, condition: str = "") -> str:
         given, _ = self.tensors(layer)
         written = [
-            f"{{{self.address(t.name)}, {format_of(t)}, {number(int(m))}, {int(s)}}}"
+            f"{{{self.place(t.name)}, {format_of(t)}, {number(int(m))}, {int(s)}}}"
             for t, m, s in zip(given, mantissas, shifts, strict=True)
         ]
-        written += [f"{{{condition}, {{1, 0}}, 0, 0}}"] if condition else []
+        written += [f"{{GEMEDGE_CONSTANT({condition}), {{1, 0}}, 0, 0}}"] if condition else []
         return f"const struct gemedge_operand of[{len(written)}] = {{{', '.join(written)}}};\n        "
 
     def window(self, layer: Op, kernel: Shape, dilations: Shape | None = None) -> str:

@@ -14,18 +14,18 @@ struct gemedge_window {
    a depthwise convolution as [*kernel, channel]; of a dense layer as [output, input]. */
 #define GEMEDGE_DEFINE_SUMS(suffix, input_type, weight_type, sum_type)                                                 \
     struct gemedge_weights_##suffix {                                                                                  \
-        const weight_type *weight;                                                                                     \
-        const sum_type *bias;                                                                                          \
-        const int32_t *mantissa;                                                                                       \
-        const uint8_t *shift;                                                                                          \
+        const GEMEDGE_FLASH weight_type *weight;                                                                       \
+        const GEMEDGE_FLASH sum_type *bias;                                                                            \
+        const GEMEDGE_FLASH int32_t *mantissa;                                                                         \
+        const GEMEDGE_FLASH uint8_t *shift;                                                                            \
         uint8_t law;                                                                                                   \
     };                                                                                                                 \
                                                                                                                        \
     static inline void gemedge_convolution_##suffix(const input_type *in, int32_t zero,                                \
-                                                    const struct gemedge_window *window, int32_t groups,               \
+                                                    const GEMEDGE_FLASH struct gemedge_window *window, int32_t groups, \
                                                     int32_t group_in, int32_t group_out,                               \
-                                                    const struct gemedge_weights_##suffix *by, void *out,              \
-                                                    struct gemedge_format format) {                                    \
+                                                    const GEMEDGE_FLASH struct gemedge_weights_##suffix *by,           \
+                                                    void *out, struct gemedge_format format) {                         \
         const int32_t taps = window->kernel[1] * group_in;                                                             \
         uint32_t place = 0;                                                                                            \
         int32_t row, spot, group, output, i, j, k;                                                                     \
@@ -36,7 +36,8 @@ struct gemedge_window {
                 int32_t channel = 0;                                                                                   \
                 for (group = 0; group < groups; group++) {                                                             \
                     for (output = 0; output < group_out; output++) {                                                   \
-                        const weight_type *weight = by->weight + (size_t)channel * (size_t)(window->kernel[0] * taps); \
+                        const GEMEDGE_FLASH weight_type *weight =                                                      \
+                            by->weight + (size_t)channel * (size_t)(window->kernel[0] * taps);                         \
                         sum_type sum = by->bias[channel];                                                              \
                         for (i = 0; i < window->kernel[0]; i++) {                                                      \
                             const int32_t y = top + i * window->dilation[0];                                           \
@@ -68,8 +69,8 @@ struct gemedge_window {
     }                                                                                                                  \
                                                                                                                        \
     static inline void gemedge_depthwise_##suffix(const input_type *in, int32_t zero,                                  \
-                                                  const struct gemedge_window *window,                                 \
-                                                  const struct gemedge_weights_##suffix *by, void *out,                \
+                                                  const GEMEDGE_FLASH struct gemedge_window *window,                   \
+                                                  const GEMEDGE_FLASH struct gemedge_weights_##suffix *by, void *out,  \
                                                   struct gemedge_format format) {                                      \
         const size_t channels = (size_t)window->channels;                                                              \
         uint32_t place = 0;                                                                                            \
@@ -80,7 +81,7 @@ struct gemedge_window {
             for (spot = 0; spot < window->out[1]; spot++) {                                                            \
                 const int32_t left = spot * window->stride[1] - window->pad[1];                                        \
                 for (channel = 0; channel < channels; channel++) {                                                     \
-                    const weight_type *weight = by->weight + channel;                                                  \
+                    const GEMEDGE_FLASH weight_type *weight = by->weight + channel;                                    \
                     sum_type sum = by->bias[channel];                                                                  \
                     for (i = 0; i < window->kernel[0]; i++) {                                                          \
                         const int32_t y = top + i * window->dilation[0];                                               \
@@ -102,14 +103,14 @@ struct gemedge_window {
                                                                                                                        \
     /* The loops are over rows; in_step and out_step lead from number to number within one. */                         \
     static inline void gemedge_dense_##suffix(const input_type *in, int32_t zero, uint32_t inputs, uint32_t in_step,   \
-                                              const struct gemedge_weights_##suffix *by, void *out,                    \
+                                              const GEMEDGE_FLASH struct gemedge_weights_##suffix *by, void *out,      \
                                               struct gemedge_format format, uint32_t outputs, uint32_t out_step,       \
-                                              const struct gemedge_loops *loops) {                                     \
+                                              const GEMEDGE_FLASH struct gemedge_loops *loops) {                       \
         struct gemedge_walk walk;                                                                                      \
         gemedge_begin(&walk);                                                                                          \
         do {                                                                                                           \
             const input_type *row = in + walk.at[0];                                                                   \
-            const weight_type *weight = by->weight;                                                                    \
+            const GEMEDGE_FLASH weight_type *weight = by->weight;                                                      \
             uint32_t output, k;                                                                                        \
             for (output = 0; output < outputs; output++) {                                                             \
                 sum_type sum = by->bias[output];                                                                       \
@@ -130,9 +131,10 @@ GEMEDGE_DEFINE_SUMS(i16w16, gemedge_int16, int16_t, int64_t)
 
 /* [rows, depth] times [depth, columns]; step: along a row and a column of left, of right and of out. The loops are
    over matrices. */
-static inline void gemedge_matrix_multiply(const struct gemedge_operand *of, const uint32_t *size, const uint32_t *step,
-                                           int32_t mantissa, unsigned shift, unsigned law, void *out,
-                                           struct gemedge_format format, const struct gemedge_loops *loops) {
+static inline void gemedge_matrix_multiply(const struct gemedge_operand *of, const GEMEDGE_FLASH uint32_t *size,
+                                           const GEMEDGE_FLASH uint32_t *step, int32_t mantissa, unsigned shift,
+                                           unsigned law, void *out, struct gemedge_format format,
+                                           const GEMEDGE_FLASH struct gemedge_loops *loops) {
     struct gemedge_walk walk;
     uint32_t row, column, k;
     gemedge_begin(&walk);
