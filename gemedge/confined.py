@@ -34,6 +34,8 @@ Job = Callable[[dict[str, Any], Mapping[str, memoryview]], tuple[dict[str, Any],
 _JOBS = (
     "gemedge.capture.job:run",
     "gemedge.export.check:run",
+    "gemedge.export.host:run",
+    "gemedge.export.tflite_run:serve",
     "gemedge.quant.job:run",
     "gemedge.quant.job:run_prepare",
     "gemedge.quant.job:run_compare",

@@ -4,7 +4,8 @@ Coefficients are instructions for one multiply-accumulate, one window element or
 MEASURED were counted, instruction by instruction, on an emulated CPU (gcc 12 -O2) with other code than ours:
 convolution and dense layers with CMSIS-NN of July 2026, activations with prototypes of the reciprocal kernel on inputs
 from N(0, 1), tables with a plain loop. All others are stated guesses, from the instructions that an inner loop needs.
-Cortex-M7 and M33 execute the M4's instructions, so its numbers stand for them; they say nothing about cycles.
+Cortex-M7 and M33 execute the M4's instructions, so its numbers stand for them; they say nothing about cycles. So does
+the M3 but for those that multiply two pairs at once.
 """
 
 import math
@@ -60,6 +61,7 @@ def _target(name: str, costs: tuple[float, ...], density: float, word: int = 4, 
 
 
 _M4 = (2.33, 2.37, 5, 3, 12, 25, 3, 4, 14, 12, 45, 40, 5.0, 14.0, 24.3, 11.3, 24.2, 11.3, 60)
+_M3 = (4, 4, 5, 5, 12, 25, 3, 4, 14, 12, 45, 40, 5.0, 14.0, 24.3, 11.3, 24.2, 11.3, 60)
 _M0 = (6, 6, 8, 11, 40, 90, 4, 6, 60, 45, 130, 150, 6.0, 21.0, 61, 57, 66, 57, 180)
 _M55 = (0.45, 0.45, 1.2, 0.9, 2, 12, 0.5, 0.6, 2.5, 2, 15, 12, 1.2, 4, 8, 4, 8, 4, 20)
 _RV32 = (4.5, 4.5, 6, 7, 16, 35, 4, 5, 20, 16, 60, 50, 5, 16, 32, 14, 32, 14, 75)
@@ -68,6 +70,7 @@ TARGETS = {
     target.name: target
     for target in (
         _target("cortex-m0plus", _M0, 1.1),
+        _target("cortex-m3", _M3, 1.0),
         _target("cortex-m4", _M4, 1.0, pairs=True),
         _target("cortex-m7", _M4, 1.0, pairs=True),
         _target("cortex-m33", _M4, 1.0, pairs=True),

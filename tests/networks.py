@@ -53,6 +53,25 @@ def resnet20(make: Make) -> nn.Module:
     return nn.Sequential(stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+def resnet8(make: Make) -> nn.Module:
+    """The ResNet-8 of MLPerf Tiny: one block each of 16, 32 and 64 channels."""
+    stages = [Residual(make, before, after, after // before) for before, after in ((16, 16), (16, 32), (32, 64))]
+    stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), make())
+    return nn.Sequential(stem, *stages, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(64, 10))
+
+
+def ds_cnn(make: Make) -> nn.Module:
+    """The DS-CNN of MLPerf Tiny: keywords from 49 rows of 10 coefficients."""
+
+    def block() -> list[nn.Module]:
+        depthwise = [nn.Conv2d(64, 64, 3, 1, 1, groups=64, bias=False), nn.BatchNorm2d(64), make()]
+        return [*depthwise, nn.Conv2d(64, 64, 1, bias=False), nn.BatchNorm2d(64), make()]
+
+    stem = [nn.ZeroPad2d((1, 1, 4, 5)), nn.Conv2d(1, 64, (10, 4), 2, bias=False), nn.BatchNorm2d(64), make()]
+    blocks = [layer for _ in range(4) for layer in block()]
+    return nn.Sequential(*stem, *blocks, nn.AvgPool2d((25, 5)), nn.Flatten(), nn.Linear(64, 12))
+
+
 def mobilenet(make: Make) -> nn.Module:
     """Depthwise separable convolutions with an inverted bottleneck."""
 
@@ -214,4 +233,9 @@ NETWORKS = {
     "gpt": Network(GPT, {"tokens": (9,)}, 2, {"tokens": {1: "sequence"}}, below=50),
     "conv1d": Network(Conv1d, {"signal": (4, 20)}, 2, {"signal": {2: "time"}}),
     "two inputs": Network(TwoInputs, {"picture": (1, 8, 8), "numbers": (3,)}, 2),
+}
+
+MLPERF_TINY = {
+    "resnet8": Network(resnet8, {"input": (3, 32, 32)}, 7),
+    "ds-cnn": Network(ds_cnn, {"input": (1, 49, 10)}, 9),
 }

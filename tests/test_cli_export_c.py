@@ -21,7 +21,7 @@ from gemedge.model import QuantizedModel
 from gemedge.quant.quantize import quantize
 
 OWN = ["CMakeLists.txt", "README.md", "gemedge_float.h", "model.c", "model.h", "model_float.h"]
-NAMES = sorted([*OWN, *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
+NAMES = sorted([*OWN, "model.gemq", *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
 
 
 def gemedge(*arguments: object) -> int:

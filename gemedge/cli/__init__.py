@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "Say what a file of ours is, and check its certificates again.",
     "quantize": "Turn a model into integers, with data to find its ranges.",
     "report": "Say how far integers are from the float model, why, and what to change.",
+    "run": "Run exported C on an emulated target and compare every layer.",
     "simulate": "Run a quantized model with integers only.",
     "verify": "Compare the log of a board with the simulator.",
 }

@@ -1,40 +1,63 @@
-"""gemedge export: a model file in, a checked ONNX file out; or a quantized model in, C out."""
+"""gemedge export: a float model as ONNX or TensorFlow Lite; a quantized model as either, or as C.
 
-from collections import Counter
-from contextlib import ExitStack
+What is written is compared with the original first; each destination takes its own options.
+"""
+
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from gemedge.cli import console, export_c, options
-from gemedge.errors import UsageError, about
+from gemedge.cli import export_c, export_float, export_onnx, export_tflite, options
+from gemedge.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemedge.capture import Captured
-    from gemedge.export import Exported
+    from gemedge.export.c_activations import Choice
 
-_OF_BOTH = ("model", "format_", "output", "force", "as_json", "quiet")
-_OF_C = ("project", "data", "vectors")
-_TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
+_EVERYWHERE = ("model", "format_", "output", "force", "as_json", "quiet")
+_OF_FLOAT = ("gem", "opset", "shapes", "example", "arch", "allow", "trust", "external_data", "no_check")
+_TAKES = {
+    "c": ("activation", "project", "data", "vectors"),
+    "onnx": _OF_FLOAT,
+    "onnx of a quantized model": ("form", "raw", "data", "opset", "no_check"),
+    "tflite": _OF_FLOAT,
+    "tflite of a quantized model": ("gem", "no_check"),
+}
+_FORMS = {"onnx": ("function", "primitive", "custom"), "tflite": ("table", "float", "custom")}
 
 
-@click.command("export", short_help="Write a model as ONNX, checked against the original, or as C.")
-@click.option("--format", "format_", type=click.Choice(["onnx", "c"]), default="onnx", show_default=True)
+@click.command("export", short_help="Write a model as ONNX or TensorFlow Lite, checked, or as C.")
+@click.option("--format", "format_", type=click.Choice(["onnx", "tflite", "c"]), default="onnx", show_default=True)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, readable=False),
-    help="The file to write; of C, the folder.  [default: MODEL with .onnx, or with _c]",
+    help="The file to write; of C, the folder.  [default: MODEL with .onnx, _integer.onnx, _qdq.onnx, .tflite or _c]",
 )
 @click.option(
     "--gem",
-    type=click.Choice(["function", "primitive", "custom"]),
-    default="function",
-    show_default=True,
-    help="An activation as a node with a function body, as standard operators, or as the node alone.",
+    type=click.Choice(["function", "primitive", "custom", "table", "float"]),
+    help="An activation in ONNX: a node with a function body (the default), standard operators, or the node alone;"
+    " in TensorFlow Lite: a table, float operators, or one operator whose kernel is written beside the file."
+    "  [default: table at 8 bits, float at 16]",
 )
+@click.option(
+    "--activation",
+    type=click.Choice(["auto", "reciprocal", "table"]),
+    default="auto",
+    show_default=True,
+    help="C: how 16-bit activations are computed, all exactly; 8-bit ones are always tables of 256 entries.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["integer", "qdq"]),
+    default="integer",
+    show_default=True,
+    help="A .gemq file in ONNX: simulate's integers by integer operators, or floats between QuantizeLinear and"
+    " DequantizeLinear, which round as the runtime does.",
+)
+@click.option("--raw", is_flag=True, help="A .gemq file in ONNX: inputs and outputs as integers.")
 @click.option("--opset", type=click.IntRange(17, 23), help="ONNX opset.  [default: 18; an ONNX file's own]")
 @options.model_options
 @click.option("--external-data", is_flag=True, help="Put the weights into a file beside the model.")
@@ -47,7 +70,9 @@ _TYPE_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
     help="What the folder of C is for.",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Adds a self-test to C, with inputs from a .npy or .npz file."
+    "--data",
+    type=click.Path(path_type=Path, readable=False),
+    help="Of a .gemq file, inputs (.npy or .npz): what ONNX is compared on, or what a self-test of C runs.",
 )
 @click.option("--vectors", type=click.IntRange(1), metavar="N", help="Samples of the self-test.  [default: up to 4]")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -57,7 +82,10 @@ def command(
     model: Path,
     format_: str,
     output: Path | None,
-    gem: str,
+    gem: str | None,
+    activation: "Choice",
+    form: export_onnx.Form,
+    raw: bool,
     opset: int | None,
     shapes: tuple[str, ...],
     example: Path | None,
@@ -73,127 +101,44 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write MODEL as ONNX, compared with the original before the file appears.
+    """Write MODEL for another runtime, compared with the original before the file appears.
 
     MODEL is a torch.export archive (gemedge.nn.save writes one), a torch.save file of a module or of weights,
     a TorchScript archive, or an ONNX file; its bytes tell which. No code of it runs unless --trust is given.
 
-    With --format c, MODEL is a .gemq file and the output a folder: C99 sources that give simulate's integers.
+    A .gemq file becomes ONNX in integers or TensorFlow Lite, or with --format c a folder of C99 sources that give
+    simulate's integers.
     """
-    _refuse_options_of_others(format_)
-    if format_ == "c":
-        export_c.write(model, output, project, data, vectors, force=force, as_json=as_json, quiet=quiet)
-        return
-    from gemedge import files
-    from gemedge.capture import capture
-    from gemedge.capture.archive import open_bytes
-    from gemedge.export import export_checked
-
-    with about(model):
-        open_bytes(model)  # before the output's place is judged, and in no time
-    target = output or model.with_suffix(".onnx")
-    inputs = tuple(path for path in (model, example) if path is not None)
-    targets = [target.with_name(f"{target.name}.data"), target] if external_data else [target]
-    for path in targets:
-        files.refuse_existing(path, force=force, inputs=inputs)
-    source = options.source(model, shapes, example, arch, allow, trust)
-    with ExitStack() as stack:
-        on_phase = stack.enter_context(console.phases(f"gemedge export {model.name}", quiet=quiet or as_json))
-        captured = capture(source, opset=opset, on_phase=on_phase)
-        for remark in captured.notes:
-            console.note(remark, quiet=quiet)
-        with about(model):
-            exported = export_checked(
-                captured,
-                "onnx",
-                gem=gem,
+    quantized = format_ != "c" and export_onnx.is_quantized(model)
+    destination = f"{format_} of a quantized model" if quantized else format_
+    _refuse_others(destination)
+    told = {"force": force, "as_json": as_json, "quiet": quiet}
+    if gem is not None and gem not in _FORMS[format_]:
+        raise UsageError(f"--gem {gem} is not for --format {format_}; that takes {', '.join(_FORMS[format_])}")
+    match destination:
+        case "c":
+            export_c.write(model, output, activation, project, data, vectors, **told)
+        case "onnx of a quantized model":
+            export_onnx.write(model, output, form=form, opset=opset, raw=raw, data=data, check=not no_check, **told)
+        case "tflite of a quantized model":
+            export_tflite.write(model, output, gem, check=not no_check, **told)
+        case _:
+            export_float.write(
+                options.source(model, shapes, example, arch, allow, trust),
+                output,
+                gem or "function",
+                opset=opset,
+                inputs=(model,) if example is None else (model, example),
                 external_data=external_data,
-                name=target.name,
                 check=not no_check,
-                confined=True,
-                trust=trust,
-                on_phase=on_phase,
+                **told,
             )
-        contents = {target.with_name(name): content for name, content in exported.files.items()}
-        files.write(contents, force=force)
-    if as_json:
-        console.print_json(_summary(exported, list(contents), gem, format_))
-    elif not quiet:
-        _print(exported, target, gem)
 
 
-def _refuse_options_of_others(format_: str) -> None:
+def _refuse_others(destination: str) -> None:
+    """UsageError for an option given on the command line that this destination does not take."""
     context = click.get_current_context()
     for parameter in context.command.params:
         given = parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        if given and parameter.name not in _OF_BOTH and (parameter.name in _OF_C) != (format_ == "c"):
-            raise UsageError(f"{parameter.opts[0]} is not for --format {format_}")
-
-
-def _summary(exported: "Exported", paths: list[Path], gem: str, format_: str) -> dict[str, Any]:
-    captured = exported.captured
-    return {
-        "files": {str(path): len(exported.files[path.name]) for path in paths},
-        "format": format_,
-        "gem": gem,
-        "opset": captured.model.graph.opset_imports[""],
-        "inputs": _values(captured.model.graph.inputs),
-        "outputs": _values(captured.model.graph.outputs),
-        "activations": [{"node": node, "activation": text} for node, text in _activations(captured)],
-        "notes": list(captured.notes),
-        "compared": [
-            {
-                "probe": difference.probe,
-                "output": difference.output,
-                "max_abs": difference.max_abs,
-                "allowed": difference.allowed,
-                "max_ulp": difference.max_ulp,
-                "index": list(difference.index),
-            }
-            for difference in exported.differences
-        ],
-    }
-
-
-def _print(exported: "Exported", target: Path, gem: str) -> None:
-    captured = exported.captured
-    graph = captured.model.graph
-    counts = Counter(text for _, text in _activations(captured))
-    rows = [("input", _shown(value)) for value in _values(graph.inputs)]
-    rows += [("output", _shown(value)) for value in _values(graph.outputs)]
-    rows.append(("activations", ", ".join(f"{count} x {text}" for text, count in counts.items()) or "none of GEM's"))
-    rows.append(("form", f"{gem}, opset {graph.opset_imports['']}"))
-    rows += [("file", f"{target.with_name(name)}, {len(content):,} bytes") for name, content in exported.files.items()]
-    if exported.differences:
-        worst = exported.differences[0]
-        probes = len(captured.probes)
-        rows.append(("error", f"{worst.max_abs:.3g} ({worst.max_ulp} ulp) at most, {worst.allowed:.3g} allowed"))
-        rows.append(
-            ("", f"found on {worst.probe}, output {worst.output}{list(worst.index)}; {probes} sets of inputs compared")
-        )
-    else:
-        rows.append(("error", "not compared (--no-check)"))
-    console.print_fields(rows)
-
-
-def _activations(captured: "Captured") -> list[tuple[str, str]]:
-    from gemedge.capture import forms, schema
-
-    return [(node.name or "", str(schema.activation_of(node))) for node in forms.activation_nodes(captured.model)]
-
-
-def _values(values: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": value.name,
-            "type": _TYPE_NAMES.get(value.dtype.name, value.dtype.name.lower())
-            if value.dtype is not None
-            else "unknown",
-            "shape": [size if isinstance(size, int) else str(size.value or "?") for size in value.shape or ()],
-        }
-        for value in values
-    ]
-
-
-def _shown(value: dict[str, Any]) -> str:
-    return f"{value['name']}: {value['type']} [{', '.join(map(str, value['shape']))}]"
+        if given and parameter.name not in (*_EVERYWHERE, *_TAKES[destination]):
+            raise UsageError(f"{parameter.opts[0]} is not for --format {destination}")

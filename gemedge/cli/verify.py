@@ -57,11 +57,11 @@ def _read(log: Path, largest: int) -> bytes:
 def _first_difference(model: "QuantizedModel", data: Path, file: Path, log: "Log") -> "Difference | None":
     from collections import Counter
 
-    from gemedge.cli.simulate import opened
+    from gemedge.cli.simulate import open_batches
     from gemedge.export import selftest_log
     from gemedge.quant.simulate import border, entered, run
 
-    batches = opened(model, data, batch=1, limit=log.samples)
+    batches = open_batches(model, data, batch=1, limit=log.samples)
     if batches.samples is not None and batches.samples < log.samples:
         raise DataError(f"{file}: its run has {log.samples} samples; {data} has {batches.samples}")
     for sample, given in enumerate(batches):

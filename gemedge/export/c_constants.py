@@ -55,6 +55,14 @@ typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u
         """The name of a `struct gemedge_<kind>` of this value."""
         return self._define(role, f"struct gemedge_{kind}", "", value)
 
+    def function(self, role: str, arguments: str, body: str) -> str:
+        """The name of a function without a result that is kept apart, however many layers call it."""
+        key = (arguments, body)
+        if key not in self._names:
+            self._names[key] = self._fresh(role)
+            self._lines.append(f"\nGEMEDGE_APART void {self._names[key]}{arguments} {{\n{body}}}\n")
+        return self._names[key]
+
     def loops(self, role: str, loops: Loops) -> str:
         """The address of the loops."""
         sizes = self.array(f"{role}_size", "uint32_t", loops.sizes)
@@ -95,13 +103,16 @@ typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u
     def _define(self, role: str, ctype: str, size: str, value: str) -> str:
         key = (ctype + size, value)
         if key not in self._names:
-            name = f"{self.prefix}_{role}"
-            while name in self._taken:
-                name += "_"
-            self._taken.add(name)
-            self._names[key] = name
+            name = self._names[key] = self._fresh(role)
             self._lines.append(f"static const GEMEDGE_FLASH {ctype} {name}{size} = {value};")
         return self._names[key]
+
+    def _fresh(self, role: str) -> str:
+        name = f"{self.prefix}_{role}"
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
 
 
 def wrapped(texts: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gemedge.errors import UnsupportedError
-from gemedge.export import c_moving
+from gemedge.export import c_activations, c_moving
 from gemedge.export.c_constants import number
 from gemedge.export.c_writer import Writer, bytes_per, kind, table_of
 from gemedge.export.layout import broadcast_steps, loops
@@ -114,10 +114,12 @@ def _mapped(to: Writer, layer: Op, name: str, by: str) -> str:
 
 
 def _activate(to: Writer, layer: Activate) -> str:
-    constants = to.model.kernels[layer.name].constants
-    if constants.table:
-        return _mapped(to, layer, "gemedge_lookup", table_of(to, layer, constants.table))
-    return _mapped(to, layer, "gemedge_activate", to.constants.kernel(constants))
+    kernel = to.model.kernels[layer.name]
+    if kernel.constants.table:
+        return _mapped(to, layer, "gemedge_lookup", table_of(to, layer, kernel.constants.table))
+    (given,), made = to.tensors(layer)
+    name = c_activations.function(to.constants, kernel, to.activation)
+    return f"{name}({to.address(given.name)}, {to.address(made.name)}, {math.prod(made.shape)}u);"
 
 
 def _lookup(to: Writer, layer: Lookup) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gemedge.arena import Plan
 from gemedge.errors import UnsupportedError
+from gemedge.export.c_activations import Choice
 from gemedge.export.c_constants import Constants, number
 from gemedge.export.layout import Loops, broadcast_steps, in_memory, loops, steps
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
@@ -23,8 +24,8 @@ _INDEX_BYTES = 4
 class Writer:
     """One model's tensors and constants as C; constants collects what the layers need."""
 
-    def __init__(self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan) -> None:
-        self.model, self.orders, self.plan = model, orders, plan
+    def __init__(self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan, activation: Choice) -> None:
+        self.model, self.orders, self.plan, self.activation = model, orders, plan, activation
         self.constants = Constants()
         self._placed = {placement.tensor: placement for placement in plan.placements}
         self._values = {layer.output: layer.value for layer in model.layers if isinstance(layer, Constant)}

@@ -9,6 +9,7 @@ from importlib import resources
 
 from gemedge import arena
 from gemedge.errors import UnsupportedError
+from gemedge.export.c_activations import Choice
 from gemedge.export.c_borders import Border, Interface, float_header
 from gemedge.export.c_layers import call
 from gemedge.export.c_moving import is_moved
@@ -31,6 +32,7 @@ RUNTIME = (
     "gemedge_elementwise.h",
     "gemedge_windows.h",
     "gemedge_moving.h",
+    "gemedge_activation.h",
     "gemedge_rational.h",
 )
 _LONGEST_SYMBOL = 40
@@ -38,16 +40,21 @@ _LONGEST_NAME = 200  # bytes of a layer's name that are shown
 
 
 def to_c(
-    model: QuantizedModel, name: str, vectors: Vectors | None = None, project: Project = "cmake"
+    model: QuantizedModel,
+    name: str,
+    vectors: Vectors | None = None,
+    project: Project = "cmake",
+    activation: Choice = "auto",
 ) -> dict[str, bytes]:
     """The files of a folder by their paths in it, the same bytes each time; with vectors there is a self-test.
 
-    name: what symbols begin with, once reduced to letters and digits. UnsupportedError names a layer without C.
+    name: what symbols begin with, once reduced to letters and digits. activation: the form of 16-bit activations
+    (gemedge.export.c_activations). UnsupportedError names a layer without C.
     """
     for tensor in model.tensors.values():
         if tensor.params is not None and tensor.params.bits > 16:
             raise UnsupportedError(f"tensor {tensor.name!r} has {tensor.params.bits} bits; C takes 8 and 16")
-    written = _Model(model, symbol(name))
+    written = _Model(model, symbol(name), activation)
     runtime = (*RUNTIME, "gemedge_float.h", *(["gemedge_selftest.h"] if vectors else []))
     where = resources.files("gemedge.export").joinpath("c_runtime")
     files = {"model.h": written.header(), "model.c": written.source(), "model_float.h": float_header(written.interface)}
@@ -60,7 +67,13 @@ def to_c(
 
 def arena_size(model: QuantizedModel) -> int:
     """The bytes that a run needs."""
-    return _Model(model, "").interface.arena_size
+    return _Model(model, "", "auto").interface.arena_size
+
+
+def shown(model: QuantizedModel) -> list[int]:
+    """The numbers of the layers whose numbers a run with GEMEDGE_OBSERVE shows, in their order."""
+    placed = _Model(model, "", "auto").offsets
+    return [index for index, layer in enumerate(model.layers) if layer.output in placed]
 
 
 def symbol(name: str) -> str:
@@ -76,8 +89,8 @@ def escaped(name: str) -> str:
 
 
 class _Model:
-    def __init__(self, model: QuantizedModel, name: str) -> None:
-        self.model = model
+    def __init__(self, model: QuantizedModel, name: str, activation: Choice) -> None:
+        self.model, self.activation = model, activation
         self.orders = orders(model)
         moved = [
             layer.name for layer in model.layers if isinstance(layer, Reshape) and is_moved(model, self.orders, layer)
@@ -154,7 +167,7 @@ const char *{name}_layer_name(int layer);
     def source(self) -> str:
         interface = self.interface
         name, upper = interface.name, interface.upper
-        writer = Writer(self.model, self.orders, self.plan)
+        writer = Writer(self.model, self.orders, self.plan, self.activation)
         calls = [self._layer(writer, index) for index in range(len(self.model.layers))]
         checks = " || ".join(f"!{border.parameter}" for border in interface.borders)
         copies_in = "".join(

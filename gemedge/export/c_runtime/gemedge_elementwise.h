@@ -3,12 +3,42 @@
 #ifndef GEMEDGE_ELEMENTWISE_H
 #define GEMEDGE_ELEMENTWISE_H
 
+#include "gemedge_activation.h"
 #include "gemedge_loops.h"
+
+/* table[q + 128] for each 8-bit q, four at a time: their loads do not wait for each other. out may be in. */
+static inline void gemedge_lookup_bytes(const int8_t *in, const int8_t *table, int8_t *out, uint32_t count) {
+    const int8_t *const centre = table + 128;
+    uint32_t rest = count & 7u;
+    GEMEDGE_ROLLED
+    for (count >>= 3; count; count--) {
+        const int8_t a = centre[in[0]], b = centre[in[1]], c = centre[in[2]], d = centre[in[3]];
+        const int8_t e = centre[in[4]], f = centre[in[5]], g = centre[in[6]], h = centre[in[7]];
+        out[0] = a;
+        out[1] = b;
+        out[2] = c;
+        out[3] = d;
+        out[4] = e;
+        out[5] = f;
+        out[6] = g;
+        out[7] = h;
+        in += 8;
+        out += 8;
+    }
+    GEMEDGE_ROLLED
+    while (rest--) {
+        *out++ = centre[*in++];
+    }
+}
 
 /* table[q + 128] for each 8-bit q, as a table of 8- or 16-bit numbers. */
 static inline void gemedge_lookup(const void *in, const GEMEDGE_FLASH void *table, void *out, unsigned bytes,
                                   uint32_t count) {
     uint32_t i;
+    if (bytes == 1u) {
+        gemedge_lookup_bytes((const int8_t *)in, (const int8_t *)table, (int8_t *)out, count);
+        return;
+    }
     for (i = 0; i < count; i++) {
         const int32_t q = gemedge_get(in, i, 1);
         gemedge_put(out, i, bytes, gemedge_get_flash(table, (uint32_t)(q + 128), bytes));

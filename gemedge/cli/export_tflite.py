@@ -1,0 +1,142 @@
+"""gemedge export --format tflite: a quantized model in, a file for LiteRT and TensorFlow Lite Micro out, checked."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gemedge.cli import console, engines
+from gemedge.errors import PromiseError, UnsupportedError, about
+
+if TYPE_CHECKING:
+    from gemedge.cli.engines import LayerDifference
+    from gemedge.export.tflite_activations import Form
+    from gemedge.export.to_tflite import Written
+    from gemedge.model import QuantizedModel
+
+    Checked = dict[str, list[LayerDifference] | str]  # a runtime that does not take the file says why
+
+_MOST_LSB = 1  # a layer's, where a runtime rounds by a law of its own
+
+
+def write(
+    model: Path, output: Path | None, gem: str | None, *, check: bool, force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Write a .gemq file as TensorFlow Lite, after every layer was compared with simulate."""
+    from gemedge import files, model_file
+    from gemedge.capture.archive import open_bytes
+    from gemedge.export import tflite_custom, to_tflite
+
+    target = output or model.with_suffix(".tflite")
+    form = cast("Form | None", gem)
+    with about(model):
+        content = open_bytes(model)
+    kernel = {target.with_name(name) for name in tflite_custom.FILES} if form == "custom" else set()
+    for path in (target, *kernel):
+        files.refuse_existing(path, force=force, inputs=(model,))
+    with about(model):
+        quantized = model_file.load(content)
+        with console.phases(f"gemedge export {model.name}", quiet=quiet or as_json) as on_phase:
+            on_phase("writing")
+            written = to_tflite.to_tflite(quantized, gem=form)
+            on_phase("comparing")
+            checked = _checked(quantized, form) if check else {}
+    contents = {target: written.content}
+    if form == "custom":
+        sources = tflite_custom.sources(written.kernels)
+        contents |= {target.with_name(name): source for name, source in sources.items()}
+    files.write(contents, force=force)
+    sizes = {str(path): len(content) for path, content in contents.items()}
+    if as_json:
+        console.print_json(_summary(quantized, written, sizes, checked))
+    elif not quiet:
+        console.print_fields(_fields(quantized, written, sizes, checked, form))
+
+
+def _checked(model: "QuantizedModel", gem: "Form | None") -> "Checked":
+    """Each runtime's layers against simulate; PromiseError where one is further off than its law allows.
+
+    No runtime here knows our operator: in place of it the same file with tables is run.
+    """
+    from gemedge.export import tflite_run
+
+    integers = engines.random_integers(model)
+    found: Checked = {}
+    for runtime in tflite_run.required():
+        try:
+            layers = engines.in_tflite(model, runtime, integers, "table" if gem == "custom" else gem)
+        except UnsupportedError as error:
+            found[str(runtime)] = str(error)
+            continue
+        for difference in layers:
+            most = _allowed(model, runtime.name, difference.kind, gem)
+            if difference.max_lsb > most:
+                raise PromiseError(
+                    f"layer {difference.layer!r} is off by {difference.max_lsb} LSB in {runtime}; {most} allowed"
+                )
+        found[str(runtime)] = layers
+    if all(isinstance(layers, str) for layers in found.values()):
+        raise UnsupportedError("; ".join(str(why) for why in found.values()))
+    return found
+
+
+def _allowed(model: "QuantizedModel", runtime: str, kind: str, gem: "Form | None") -> int:
+    """LSB by which a layer may differ: none in TensorFlow Lite Micro, whose law rounding double is, at 8 bits."""
+    from gemedge.export.tflite_run import MICRO
+    from gemedge.fixed import Rounding
+
+    exact = runtime == MICRO and model.rounding is Rounding.DOUBLE and model.scheme == "int8"
+    return 0 if exact and not (kind == "Activate" and gem == "float") else _MOST_LSB
+
+
+def _fields(
+    model: "QuantizedModel", written: "Written", sizes: dict[str, int], checked: "Checked", gem: "Form | None"
+) -> list[tuple[str, str]]:
+    from gemedge.export.to_tflite import layout_name
+
+    borders = [("input", value) for value in written.inputs] + [("output", value) for value in written.outputs]
+    batch = "?" if written.dynamic else "1"
+    rows = [
+        (side, f"{value.name}: {value.dtype} [{', '.join([batch, *map(str, value.laid)])}], {layout_name(value)}")
+        for side, value in borders
+    ]
+    rows.append(("integers", f"{model.scheme}, rounding {model.rounding.value}, {len(model.layers)} layers"))
+    rows += [("file", f"{path}, {size:,} bytes") for path, size in sizes.items()]
+    for runtime, layers in checked.items():
+        rows.append((runtime, layers if isinstance(layers, str) else told(layers)))
+    if not checked:
+        rows.append(("integers in", "not compared (--no-check)"))
+    elif gem == "custom":
+        rows.append(("", "compared with tables in place of the operator of ours"))
+    return rows
+
+
+def told(layers: "list[LayerDifference]") -> str:
+    """How the layers of a runtime compare with simulate's."""
+    off = [layer for layer in layers if layer.max_lsb]
+    if not off:
+        return f"simulate's integers at all {len(layers)} layers"
+    worst = off[0]
+    return (
+        f"{worst.max_lsb} LSB at most, at {len(off)} of {len(layers)} layers; at {worst.layer!r} in"
+        f" {worst.share:.2%} of the numbers"
+    )
+
+
+def _summary(model: "QuantizedModel", written: "Written", sizes: dict[str, int], checked: "Checked") -> dict[str, Any]:
+    sides = {"inputs": written.inputs, "outputs": written.outputs}
+    return {
+        "files": sizes,
+        "format": "tflite",
+        "scheme": model.scheme,
+        "rounding": model.rounding.value,
+        "dynamic": written.dynamic,
+        **{
+            side: [{"name": v.name, "type": v.dtype, "shape": list(v.laid), "axes": list(v.axes)} for v in values]
+            for side, values in sides.items()
+        },
+        "compared": {
+            runtime: layers
+            if isinstance(layers, str)
+            else [{"layer": d.layer, "operator": d.kind, "max_lsb": d.max_lsb, "share": d.share} for d in layers]
+            for runtime, layers in checked.items()
+        },
+    }
