@@ -8,7 +8,7 @@ import onnx_ir as ir
 from gemedge.capture import schema
 from gemedge.errors import UnsupportedError
 from gemedge.export.float_operators import Arithmetic, FloatModel, Function, Mean, Normalize, Shares
-from gemedge.export.float_reading import BATCH, Handler, Reader, attribute, ints, name_of
+from gemedge.export.float_reading import Handler, Reader, attribute, ints, name_of
 from gemedge.moving import Concatenate, Embed, Pad, Reshape, Spread, Take, Transpose
 from gemedge.operators import Activate, Convolution, Dense, MatrixMultiply, MaxPool, RawAveragePool, Shape, Tensor
 
@@ -246,7 +246,7 @@ def _reshape(q: Reader, node: ir.Node) -> None:
                 after.insert(axis, 1)
         case _:
             after = _resolved(q.required(node, 1), before, attribute(node, "allowzero", 0))
-    if not after or after[0] != BATCH or math.prod(after) != math.prod(before):
+    if not after or after[0] != q.batch or math.prod(after) != math.prod(before):
         raise UnsupportedError("the batch would not stay the first axis, by itself")
     q.add(node, Reshape, [q.tensor(node.inputs[0])], tuple(after[1:]))
 
@@ -258,8 +258,6 @@ def _resolved(sizes: np.ndarray, before: list[int], allow_zero: int) -> list[int
     if after.count(-1) == 1:
         rest = math.prod(size for size in after if size != -1)
         after[after.index(-1)] = math.prod(before) // rest if rest else 0
-    if after and after[0] == 1 and math.prod(after) * BATCH == math.prod(before):
-        after[0] = BATCH  # exported for one sample
     return after
 
 
@@ -287,7 +285,7 @@ def _slice(q: Reader, node: ir.Node) -> None:
     steps = np.ones(len(starts), int) if stepped is None else stepped.reshape(-1)
     count, parts = len(given.shape) + 1, []
     for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
-        if axis % count == 0 and int(bounds[0]) == 0 and int(bounds[1]) >= BATCH and int(bounds[2]) == 1:
+        if axis % count == 0 and int(bounds[0]) == 0 and int(bounds[1]) >= q.batch and int(bounds[2]) == 1:
             continue  # all samples
         inner = q.axis(node.inputs[0], axis)
         parts.append((inner, np.arange(given.shape[inner])[slice(*(int(bound) for bound in bounds))]))

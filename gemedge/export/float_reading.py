@@ -14,7 +14,7 @@ from gemedge.errors import FormatError, UnsupportedError, reason
 from gemedge.export.float_operators import FloatModel
 from gemedge.operators import Operator, Shape, Tensor
 
-BATCH = 7919  # a prime that no shape is likely to hold: where it turns up, that is the batch
+_ANY_BATCH = 7919  # a prime that no shape is likely to hold: where it turns up, that is the batch
 _MOST_FOLDED = 1 << 16  # numbers in what shapes and masks are computed from
 _FOLDED = frozenset(
     {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul", "Range"}
@@ -29,6 +29,8 @@ class Reader:
     def __init__(self, model: ir.Model, handlers: Mapping[str, Handler]) -> None:
         self.graph, self._handlers = model.graph, handlers
         self.opset = model.opset_imports.get("", 18)
+        first = next((value.shape[0] for value in model.graph.inputs if value.shape), None)
+        self.batch = first if isinstance(first, int) else _ANY_BATCH
         self.tensors: dict[str, Tensor] = {}
         self.layers: list[Operator] = []
         self.constants: dict[str, np.ndarray] = {}
@@ -118,7 +120,7 @@ class Reader:
 
     def full_shape(self, value: ir.Value) -> list[int]:
         array = self.constant(value)
-        return [BATCH, *self.tensor(value).shape] if array is None else list(array.shape)
+        return [self.batch, *self.tensor(value).shape] if array is None else list(array.shape)
 
     def tensor(self, value: ir.Value | None) -> Tensor:
         """What a node reads; a constant without the axis that meets the batch."""
