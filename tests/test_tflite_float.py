@@ -192,6 +192,10 @@ REFUSED = {
         Graph("a = Erf (x) y = Asinh (a)", ROWS),
         r"no TensorFlow Lite operator for 'erf0' \(Erf\), 'asinh1' \(Asinh\)",
     ),
+    "another domain": (
+        Graph("y = com.strangers.Relu (x)", ROWS),
+        r"no TensorFlow Lite operator for 'relu0' \(Relu\)",
+    ),
     "an alpha": (Graph("y = Elu <alpha = 0.5> (x)", ROWS), r"node 'elu0' \(Elu\) in TensorFlow Lite: alpha must be 1"),
     "mean over all": (Graph("y = ReduceMean <keepdims = 0> (x)", ROWS), "node 'reducemean0' .* would cross the batch"),
     "the batch reshaped": (
