@@ -267,6 +267,21 @@ def test_the_runtimes_verifier_accepts_the_file_and_refuses_a_damaged_one(cnn):
         litert.Interpreter(model_content=bytes(damaged))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "versions"),
+    [
+        ("int8", {"CONV_2D": 3, "MAX_POOL_2D": 2, "AVERAGE_POOL_2D": 2, "FULLY_CONNECTED": 5, "GATHER": 2}),
+        ("int16x8", {"CONV_2D": 4, "MAX_POOL_2D": 3, "AVERAGE_POOL_2D": 3, "FULLY_CONNECTED": 7, "GATHER": 4}),
+    ],
+)
+def test_operators_have_the_first_version_that_takes_their_numbers(cnn, scheme, versions):
+    """tensorflow/lite/tools/versioning/op_version.cc: an older runtime refuses what it would compute wrongly."""
+    numbers = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+    codes = root(to_tflite(quantized(cnn, scheme), gem="table").content).operatorCodes
+    found = {numbers[code.builtinCode]: code.version for code in codes}
+    assert found == versions | {"CAST": 1, "ADD": 1, "RESHAPE": 1}
+
+
 def test_the_same_model_gives_the_same_bytes(cnn):
     model = quantized(cnn)
     assert to_tflite(model).content == to_tflite(model).content

@@ -25,6 +25,8 @@ CONVOLVED = {"w": normal(6, 4, 2, 3), "b": normal(6)}
 GRAPHS = {
     "convolution": Graph("y = Conv <pads = [1, 0, 0, 2], strides = [2, 1]> (x, w, b)", IMAGE, CONVOLVED),
     "convolution padded alike": Graph("y = Conv <pads = [1, 1, 1, 1]> (x, w)", IMAGE, {"w": normal(3, 4, 3, 3)}),
+    "convolution padded before": Graph("y = Conv <pads = [1, 1, 0, 0]> (x, w)", IMAGE, {"w": normal(3, 4, 2, 2)}),
+    "convolution padded after": Graph("y = Conv <pads = [0, 0, 1, 1]> (x, w)", IMAGE, {"w": normal(3, 4, 2, 2)}),
     "depthwise": Graph("y = Conv <group = 4, dilations = [2, 1]> (x, w)", IMAGE, {"w": normal(8, 1, 2, 2)}),
     "in groups": Graph("y = Conv <group = 2> (x, w, b)", IMAGE, {"w": normal(6, 2, 2, 3), "b": normal(6)}),
     "signal": Graph("y = Conv <pads = [1, 1]> (x, w, b)", ROWS, {"w": normal(3, 5, 3), "b": normal(3)}),
@@ -74,6 +76,9 @@ GRAPHS = {
     "global mean": Graph("c = Conv (x, w, b) y = GlobalAveragePool (c)", IMAGE, CONVOLVED),
     "mean of axes": Graph(
         "c = Conv (x, w, b) y = ReduceMean <keepdims = 0> (c, a)", IMAGE, CONVOLVED | {"a": i64(1, -1)}
+    ),
+    "mean of the height": Graph(
+        "c = Conv (x, w, b) y = ReduceMean <keepdims = 0> (c, a)", IMAGE, CONVOLVED | {"a": i64(2)}
     ),
     "softmax of channels": Graph("c = Conv (x, w, b) y = Softmax <axis = 1> (c)", IMAGE, CONVOLVED),
     "softmax of rows": Graph("c = Conv (x, w, b) y = Softmax (c)", IMAGE, CONVOLVED),
@@ -171,10 +176,25 @@ def test_metadata_names_each_activation():
     assert [(a["n"], a["epsilon"], a["form"]) for a in told["activations"]] == [(2, 0.25, "float")]
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_batch_of_fixed_size_becomes_one_sample_at_a_time(batch):
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), gnn.GEM(1), nn.Linear(12, 2))
+    given = torch.randn(batch, 2, 3, 3)
+    found = capture_module(model, given, dynamic={})
+    written = to_tflite_float(found.model)
+    (made,) = run_here(LITERT, written.content, laid(written.inputs, [given.numpy()]), dynamic=written.dynamic)
+    assert not written.dynamic
+    np.testing.assert_allclose(made, model(given).detach().numpy(), atol=1e-5)
+
+
 REFUSED = {
     "nodes without an operator": (
         Graph("a = Erf (x) y = Asinh (a)", ROWS),
         r"no TensorFlow Lite operator for 'erf0' \(Erf\), 'asinh1' \(Asinh\)",
+    ),
+    "another domain": (
+        Graph("y = com.strangers.Relu (x)", ROWS),
+        r"no TensorFlow Lite operator for 'relu0' \(Relu\)",
     ),
     "an alpha": (Graph("y = Elu <alpha = 0.5> (x)", ROWS), r"node 'elu0' \(Elu\) in TensorFlow Lite: alpha must be 1"),
     "mean over all": (Graph("y = ReduceMean <keepdims = 0> (x)", ROWS), "node 'reducemean0' .* would cross the batch"),
@@ -182,6 +202,7 @@ REFUSED = {
         Graph("y = Reshape (x, s)", ROWS, {"s": i64(-1, 3)}),
         "node 'reshape0' .* the batch would not stay the first axis",
     ),
+    "the batch moved": (Graph("y = Transpose <perm = [1, 0, 2]> (x)", ROWS), "node 'transpose0' .* it moves the batch"),
     "samples joined": (Graph("y = Concat <axis = 0> (x, x)", ROWS), "node 'concat0' .* joins samples"),
     "seven axes": (
         Graph("y = Reshape (x, s)", x(8, 6), {"s": i64(0, 2, 2, 2, 3, 2)}),

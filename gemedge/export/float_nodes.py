@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from gemedge.capture import schema
+from gemedge.capture.reading import attribute, ints, layer_name, name_of, pads_of
 from gemedge.errors import UnsupportedError
 from gemedge.export.float_operators import Arithmetic, FloatModel, Function, Mean, Normalize, Shares
-from gemedge.export.float_reading import BATCH, Handler, Reader, attribute, ints, name_of
+from gemedge.export.float_reading import Handler, Reader
 from gemedge.moving import Concatenate, Embed, Pad, Reshape, Spread, Take, Transpose
 from gemedge.operators import Activate, Convolution, Dense, MatrixMultiply, MaxPool, RawAveragePool, Shape, Tensor
 
@@ -42,10 +43,8 @@ def read(model: ir.Model) -> FloatModel:
 def _conv(q: Reader, node: ir.Node) -> None:
     weight, bias = q.required(node, 1), q.optional(node, 2)
     axes = weight.ndim - 2
-    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise UnsupportedError("auto_pad must be NOTSET; write the pads")
     strides, dilations = ints(node, "strides", (1,) * axes), ints(node, "dilations", (1,) * axes)
-    pads, groups = ints(node, "pads", (0,) * (2 * axes)), int(attribute(node, "group", 1))
+    pads, groups = pads_of(node, axes), int(attribute(node, "group", 1))
     offset = np.zeros(len(weight)) if bias is None else bias
     q.add(node, Convolution, [q.tensor(node.inputs[0])], weight, offset, strides, pads, dilations, groups, _NONE, _NONE)
 
@@ -55,9 +54,9 @@ def _conv_transpose(q: Reader, node: ir.Node) -> None:
     weight, bias = q.required(node, 1), q.optional(node, 2)
     axes, groups = weight.ndim - 2, int(attribute(node, "group", 1))
     strides, dilations = ints(node, "strides", (1,) * axes), ints(node, "dilations", (1,) * axes)
-    pads, extra = ints(node, "pads", (0,) * (2 * axes)), ints(node, "output_padding", (0,) * axes)
-    if "output_shape" in node.attributes or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
-        raise UnsupportedError("output_shape and auto_pad are not supported; write the pads")
+    pads, extra = pads_of(node, axes), ints(node, "output_padding", (0,) * axes)
+    if "output_shape" in node.attributes:
+        raise UnsupportedError("output_shape is not supported; write the pads")
     reach = [(k - 1) * d for k, d in zip(weight.shape[2:], dilations, strict=True)]
     before = [r - p for r, p in zip(reach, pads[:axes], strict=True)]
     after = [r - p + e for r, p, e in zip(reach, pads[axes:], extra, strict=True)]
@@ -139,12 +138,12 @@ def _clip(q: Reader, node: ir.Node) -> None:
     bounds = [("MAXIMUM", q.optional(node, 1)), ("MINIMUM", q.optional(node, 2))]
     kept = [(code, bound) for code, bound in bounds if bound is not None]
     for index, (code, bound) in enumerate(kept):
-        name = f"{name_of(node)} {code.lower()}"
+        name = f"{layer_name(node)} {code.lower()}"
         q.constants[name] = bound.reshape(()).astype(np.float32)
         q.tensors[name] = Tensor(name, (), None)
         given = q.add(node, Arithmetic, [given, q.tensors[name]], code, step="" if index + 1 == len(kept) else "above")
     if not kept:
-        q.names[node.outputs[0].name or ""] = given.name
+        q.names[name_of(node.outputs[0])] = given.name
 
 
 def _batch_normalization(q: Reader, node: ir.Node) -> None:
@@ -154,7 +153,7 @@ def _batch_normalization(q: Reader, node: ir.Node) -> None:
     parts = {"factor": factor, "offset": shift - mean * factor}
     tensors = []
     for part, array in parts.items():
-        name = f"{name_of(node)} {part}"
+        name = f"{layer_name(node)} {part}"
         q.constants[name] = array.reshape(-1, *(1,) * (len(given.shape) - 1)).astype(np.float32)
         q.tensors[name] = Tensor(name, q.constants[name].shape, None)
         tensors.append(q.tensors[name])
@@ -163,7 +162,7 @@ def _batch_normalization(q: Reader, node: ir.Node) -> None:
 
 
 def _same(q: Reader, node: ir.Node) -> None:
-    q.names[node.outputs[0].name or ""] = q.tensor(node.inputs[0]).name
+    q.names[name_of(node.outputs[0])] = q.tensor(node.inputs[0]).name
 
 
 def _cast(q: Reader, node: ir.Node) -> None:
@@ -178,10 +177,10 @@ def _cast(q: Reader, node: ir.Node) -> None:
 
 def _window(node: ir.Node) -> tuple[Shape, Shape, Shape]:
     kernel = ints(node, "kernel_shape", ())
-    plain = attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID") and not attribute(node, "ceil_mode", 0)
-    if not plain or any(d != 1 for d in ints(node, "dilations", (1,))) or len(node.outputs) > 1:
-        raise UnsupportedError("auto_pad, ceil_mode and dilations must have their defaults, and indices are not given")
-    return kernel, ints(node, "strides", (1,) * len(kernel)), ints(node, "pads", (0,) * (2 * len(kernel)))
+    dilated = any(d != 1 for d in ints(node, "dilations", (1,)))
+    if attribute(node, "ceil_mode", 0) or dilated or len(node.outputs) > 1:
+        raise UnsupportedError("ceil_mode and dilations must have their defaults, and indices are not given")
+    return kernel, ints(node, "strides", (1,) * len(kernel)), pads_of(node, len(kernel))
 
 
 def _max_pool(q: Reader, node: ir.Node) -> None:
@@ -246,7 +245,7 @@ def _reshape(q: Reader, node: ir.Node) -> None:
                 after.insert(axis, 1)
         case _:
             after = _resolved(q.required(node, 1), before, attribute(node, "allowzero", 0))
-    if not after or after[0] != BATCH or math.prod(after) != math.prod(before):
+    if not after or after[0] != q.batch or math.prod(after) != math.prod(before):
         raise UnsupportedError("the batch would not stay the first axis, by itself")
     q.add(node, Reshape, [q.tensor(node.inputs[0])], tuple(after[1:]))
 
@@ -258,8 +257,6 @@ def _resolved(sizes: np.ndarray, before: list[int], allow_zero: int) -> list[int
     if after.count(-1) == 1:
         rest = math.prod(size for size in after if size != -1)
         after[after.index(-1)] = math.prod(before) // rest if rest else 0
-    if after and after[0] == 1 and math.prod(after) * BATCH == math.prod(before):
-        after[0] = BATCH  # exported for one sample
     return after
 
 
@@ -287,7 +284,7 @@ def _slice(q: Reader, node: ir.Node) -> None:
     steps = np.ones(len(starts), int) if stepped is None else stepped.reshape(-1)
     count, parts = len(given.shape) + 1, []
     for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
-        if axis % count == 0 and int(bounds[0]) == 0 and int(bounds[1]) >= BATCH and int(bounds[2]) == 1:
+        if axis % count == 0 and int(bounds[0]) == 0 and int(bounds[1]) >= q.batch and int(bounds[2]) == 1:
             continue  # all samples
         inner = q.axis(node.inputs[0], axis)
         parts.append((inner, np.arange(given.shape[inner])[slice(*(int(bound) for bound in bounds))]))
@@ -299,7 +296,7 @@ def _take(q: Reader, node: ir.Node, given: Tensor, parts: list[tuple[int, np.nda
         step = "" if index + 1 == len(parts) else f"axis {axis}"
         given = q.add(node, Take, [given], axis, places.astype(np.int64), step=step)
     if not parts:
-        q.names[node.outputs[0].name or ""] = given.name
+        q.names[name_of(node.outputs[0])] = given.name
 
 
 def _split(q: Reader, node: ir.Node) -> None:

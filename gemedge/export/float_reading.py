@@ -7,19 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from gemedge.errors import FormatError, UnsupportedError, reason
+from gemedge.capture import schema
+from gemedge.capture.reading import FOLDED, attribute, fold, layer_name, name_of
+from gemedge.errors import FormatError, UnsupportedError
 from gemedge.export.float_operators import FloatModel
-from gemedge.operators import Operator, Shape, Tensor
+from gemedge.operators import Operator, Tensor
 
-BATCH = 7919  # a prime that no shape is likely to hold: where it turns up, that is the batch
-_MOST_FOLDED = 1 << 16  # numbers in what shapes and masks are computed from
-_FOLDED = frozenset(
-    {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Mul", "Range"}
-    | {"Reshape", "Slice", "Squeeze", "Sub", "Transpose", "Trilu", "Unsqueeze", "Where"}
-)
+_ANY_BATCH = 7919  # a prime that no shape is likely to hold: where it turns up, that is the batch
 Handler = Callable[["Reader", ir.Node], None]
 
 
@@ -29,6 +25,8 @@ class Reader:
     def __init__(self, model: ir.Model, handlers: Mapping[str, Handler]) -> None:
         self.graph, self._handlers = model.graph, handlers
         self.opset = model.opset_imports.get("", 18)
+        first = next((value.shape[0] for value in model.graph.inputs if value.shape), None)
+        self.batch = first if isinstance(first, int) else _ANY_BATCH
         self.tensors: dict[str, Tensor] = {}
         self.layers: list[Operator] = []
         self.constants: dict[str, np.ndarray] = {}
@@ -40,9 +38,9 @@ class Reader:
         """All of it. UnsupportedError names every node of a type without a handler, or the node at fault."""
         for value in self.graph.inputs:
             self._input(value)
-        missing = [node for node in self.graph if node.op_type not in (*self._handlers, *_FOLDED, "Shape")]
+        missing = [node for node in self.graph if not self._is_known(node)]
         if missing:
-            shown = ", ".join(f"{name_of(node)!r} ({node.op_type})" for node in missing[:12])
+            shown = ", ".join(f"{layer_name(node)!r} ({node.op_type})" for node in missing[:12])
             more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
             raise UnsupportedError(f"no TensorFlow Lite operator for {shown}{more}")
         for node in self.graph:
@@ -51,14 +49,14 @@ class Reader:
                     self._handler(node)(self, node)
             except (UnsupportedError, FormatError) as error:
                 raise UnsupportedError(
-                    f"node {name_of(node)!r} ({node.op_type}) in TensorFlow Lite: {error}"
+                    f"node {layer_name(node)!r} ({node.op_type}) in TensorFlow Lite: {error}"
                 ) from error
-        outputs = {value.name or "": self._output(value) for value in self.graph.outputs}
-        inputs = tuple(self.names[value.name or ""] for value in self.graph.inputs)
+        outputs = {name_of(value): self._output(value) for value in self.graph.outputs}
+        inputs = tuple(self.names[name_of(value)] for value in self.graph.inputs)
         return FloatModel(inputs, outputs, self.tensors, tuple(self.layers), self.constants, frozenset(self.indices))
 
     def _input(self, value: ir.Value) -> None:
-        name, shape = value.name or "", tuple(value.shape or ())
+        name, shape = name_of(value), tuple(value.shape or ())
         if not shape or not all(isinstance(size, int) for size in shape[1:]):
             shown = ", ".join(str(getattr(size, "value", size)) for size in shape)
             raise UnsupportedError(f"input {name!r} of shape [{shown}] varies in more than its first axis")
@@ -70,9 +68,13 @@ class Reader:
         self.names[name] = name
 
     def _output(self, value: ir.Value) -> str:
-        if (value.name or "") not in self.names:
+        if name_of(value) not in self.names:
             raise UnsupportedError(f"output {value.name!r} is a constant")
-        return self.names[value.name or ""]
+        return self.names[name_of(value)]
+
+    def _is_known(self, node: ir.Node) -> bool:
+        ours = schema.is_activation(node)
+        return ours or (node.domain in ("", "ai.onnx") and node.op_type in (*self._handlers, *FOLDED, "Shape"))
 
     def _handler(self, node: ir.Node) -> Handler:
         handler = self._handlers.get(node.op_type)
@@ -87,7 +89,7 @@ class Reader:
             return None
         if value.const_value is not None:
             return value.const_value.numpy()
-        return self.known.get(value.name or "")
+        return self.known.get(name_of(value))
 
     def required(self, node: ir.Node, index: int) -> np.ndarray:
         array = self.constant(node.inputs[index]) if index < len(node.inputs) else None
@@ -103,28 +105,28 @@ class Reader:
         if node.op_type == "Shape" and node.inputs[0] is not None:
             sizes = np.array(self.full_shape(node.inputs[0]), np.int64)
             start, end = attribute(node, "start", 0), attribute(node, "end", None)
-            self.known[node.outputs[0].name or ""] = sizes[start:end]
+            self.known[name_of(node.outputs[0])] = sizes[start:end]
             return True
         constants = [self.constant(value) for value in node.inputs]
         whole = all(c is not None or v is None for c, v in zip(constants, node.inputs, strict=True))
-        if not whole or node.op_type not in _FOLDED or node.domain not in ("", "ai.onnx"):
+        if not whole or node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
             return False
-        made = _evaluated(node, constants, self.opset)
+        made = fold(node, constants, self.opset)
         for value, array in zip(node.outputs, made, strict=True):
-            self.known[value.name or ""] = array
+            self.known[name_of(value)] = array
         return True
 
     # Tensors
 
     def full_shape(self, value: ir.Value) -> list[int]:
         array = self.constant(value)
-        return [BATCH, *self.tensor(value).shape] if array is None else list(array.shape)
+        return [self.batch, *self.tensor(value).shape] if array is None else list(array.shape)
 
     def tensor(self, value: ir.Value | None) -> Tensor:
-        """What a node reads; a constant without the axis that meets the batch."""
+        """What a node reads, which must not be a constant."""
         if value is None:
             raise UnsupportedError("an input is missing")
-        name = value.name or ""
+        name = name_of(value)
         array = self.constant(value)
         if name in self.names:
             return self.tensors[self.names[name]]
@@ -145,16 +147,23 @@ class Reader:
         self.tensors[name] = Tensor(name, sample.shape, None)
         return self.tensors[name]
 
-    def add(self, node: ir.Node, kind: Callable[..., Operator], given: Sequence[Tensor], *fields: Any, step: str = "",
-            output: ir.Value | None = None) -> Tensor:  # fmt: skip
+    def add(
+        self,
+        node: ir.Node,
+        kind: Callable[..., Operator],
+        given: Sequence[Tensor],
+        *fields: Any,
+        step: str = "",
+        output: ir.Value | None = None,
+    ) -> Tensor:
         """A layer, the node's own or a step before it; the tensor that it makes."""
-        value = output or node.outputs[0]
-        made = f"{value.name} {step}" if step else value.name or ""
-        layer = kind(f"{name_of(node)}/{step}" if step else name_of(node), tuple(t.name for t in given), made, *fields)
+        value, name = output or node.outputs[0], layer_name(node)
+        made = f"{value.name} {step}" if step else name_of(value)
+        layer = kind(f"{name}/{step}" if step else name, tuple(tensor.name for tensor in given), made, *fields)
         self.tensors[made] = Tensor(made, layer.output_shape([tensor.shape for tensor in given]), None)
         self.layers.append(layer)
         if not step:
-            self.names[value.name or ""] = made
+            self.names[name_of(value)] = made
         return self.tensors[made]
 
     def axis(self, value: ir.Value | None, axis: int) -> int:
@@ -163,39 +172,3 @@ class Reader:
         if not -count <= axis < count or axis % count == 0:
             raise UnsupportedError(f"axis {axis} of {count} would cross the batch")
         return axis % count - 1
-
-
-def name_of(node: ir.Node) -> str:
-    return node.name or node.outputs[0].name or ""
-
-
-def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
-def ints(node: ir.Node, name: str, default: Shape) -> Shape:
-    return tuple(int(number) for number in attribute(node, name, default))
-
-
-def _evaluated(node: ir.Node, constants: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
-    from onnx.reference import ReferenceEvaluator
-
-    known = [constant for constant in constants if constant is not None]
-    if sum(constant.size for constant in known) > _MOST_FOLDED or any(
-        node.op_type in ("ConstantOfShape", "Expand", "Range") and np.abs(c).max(initial=0) > _MOST_FOLDED
-        for c in known
-    ):
-        raise UnsupportedError("it computes a large constant; fold constants before exporting")
-    names = [f"input{i}" if constant is not None else "" for i, constant in enumerate(constants)]
-    outputs = [f"output{i}" for i in range(len(node.outputs))]
-    written = ir.to_proto(node)
-    written.input[:], written.output[:] = names, outputs
-    infos = [onnx.helper.make_empty_tensor_value_info(name) for name in (*names, *outputs) if name]
-    graph = onnx.helper.make_graph([written], "constant", infos[: -len(outputs)], infos[-len(outputs) :])
-    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    feed = {name: constant for name, constant in zip(names, constants, strict=True) if constant is not None}
-    try:
-        return [np.asarray(found) for found in ReferenceEvaluator(proto).run(None, feed)]
-    except Exception as error:
-        raise UnsupportedError(f"it cannot be computed: {reason(error)}") from error

@@ -4,6 +4,7 @@ Runtimes make a multiplier of a layer's scales, in float64, so a layer is writte
 shift: to the bit for gemmlowp's law, as nearly as the other laws take them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -26,7 +27,7 @@ _NEARLY = Fraction(1, 1 << 14)  # relative: a mantissa of 15 bits, rounded
 INDEX_TYPE = "int32"
 
 
-class Writer(Tensors):
+class Writer(Tensors, ABC):
     """A model's tensors and layers; what weights and padding are differs between integers and real numbers."""
 
     def __init__(self, model: QuantizedModel | FloatModel, graph: Graph) -> None:
@@ -35,12 +36,13 @@ class Writer(Tensors):
         self._inputs, self._outputs = set(model.inputs), set(model.outputs.values())
         self._orders = orders(model)
 
+    @abstractmethod
     def dtype(self, tensor: Tensor) -> str:
-        raise NotImplementedError
+        """The type of its numbers in the file."""
 
+    @abstractmethod
     def constants(self, layer: Convolution | Dense, weight: np.ndarray, axis: int) -> list[int]:
         """The weights, with the output channels along an axis, and the bias."""
-        raise NotImplementedError
 
     def value(self, tensor: Tensor, array: np.ndarray | None = None) -> Value:
         shape, order = tensor.shape, self._orders[tensor.name]

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
+from gemedge.capture.reading import FOLDED
 from gemedge.quant import functions
-from gemedge.quant.lower.reading import FOLDED
 
 _VERSION = 1
 _FIRST_IR_WITH_OVERLOADS = 10

@@ -24,12 +24,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from gemedge.capture.reading import layer_name
 from gemedge.errors import DataError, UsageError
 from gemedge.fixed import Rounding
 from gemedge.model import SCHEMES, QuantizedModel, Scheme
 from gemedge.quant.choose import Choice, Method
 from gemedge.quant.formats import Formats
-from gemedge.quant.lower.reading import layer_name
 from gemedge.quant.ranges import Range
 
 MOST_BYTES = 1 << 20

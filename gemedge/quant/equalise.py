@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from gemedge.quant.lower.reading import attribute, only_reader
+from gemedge.capture.reading import attribute, only_reader
 
 _WEIGHTED = ("Conv", "Gemm")
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout")

@@ -6,6 +6,7 @@ from itertools import zip_longest
 import numpy as np
 import onnx_ir as ir
 
+from gemedge.capture.reading import FOLDED, layer_name, name_of, sample_shape
 from gemedge.errors import ModelError, QuantizationError, UnsupportedError
 from gemedge.fixed import Rounding
 from gemedge.model import Op, QuantizedModel, Scheme
@@ -14,7 +15,6 @@ from gemedge.operators import Activate, Convolution, Dense, Interpolate, Lookup
 from gemedge.quant.formats import Formats
 from gemedge.quant.lower import elementwise, places, weighted, windows
 from gemedge.quant.lower.lowering import Handler, Lowering, Range, Real
-from gemedge.quant.lower.reading import FOLDED, layer_name, name_of, sample_shape
 
 _HANDLERS: dict[str, Handler] = {
     **weighted.HANDLERS,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from gemedge.capture.reading import layer_name
 from gemedge.costs import Target
 from gemedge.errors import GemedgeError, PromiseError, UsageError
 from gemedge.fixed import QuantParams, Rounding
@@ -23,7 +24,6 @@ from gemedge.quant.attribution import Probe
 from gemedge.quant.config import Config, Rule
 from gemedge.quant.emulate import ALL, Causes
 from gemedge.quant.lower.lowering import Range
-from gemedge.quant.lower.reading import layer_name
 from gemedge.quant.quantize import quantize, reals_of
 from gemedge.targets import Estimate, estimate, fits, parse_size
 

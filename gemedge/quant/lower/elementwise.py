@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from gemedge.activation import Activation, Branch
 from gemedge.capture import schema
+from gemedge.capture.reading import attribute, input_of, only_reader
 from gemedge.errors import QuantizationError, UnsupportedError
 from gemedge.fixed import QuantParams, Rounding, dequantize
 from gemedge.kernel import FixedActivation
@@ -15,7 +16,6 @@ from gemedge.moving import Reshape
 from gemedge.operators import Activate, Choose, Combine, GemmlowpSum, Interpolate, Lookup, Multiply, Tensor
 from gemedge.quant import functions
 from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
-from gemedge.quant.lower.reading import attribute, input_of, only_reader
 
 MASKED = -1e4  # a number that a Softmax takes for minus infinity
 

@@ -13,14 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from gemedge.errors import GemedgeError, QuantizationError, UnsupportedError, about
-from gemedge.fixed import Multiplier, QuantParams, Rounding, scaling
-from gemedge.fixed import quantize as to_integers
-from gemedge.model import Op, accumulator_bits, uses_gemmlowp
-from gemedge.moving import Clamp, Constant
-from gemedge.operators import Bounded, Tensor
-from gemedge.quant.formats import Formats
-from gemedge.quant.lower.reading import (
+from gemedge.capture.reading import (
     FOLDED,
     attribute,
     fold,
@@ -30,6 +23,13 @@ from gemedge.quant.lower.reading import (
     only_reader,
     sample_shape,
 )
+from gemedge.errors import GemedgeError, QuantizationError, UnsupportedError, about
+from gemedge.fixed import Multiplier, QuantParams, Rounding, scaling
+from gemedge.fixed import quantize as to_integers
+from gemedge.model import Op, accumulator_bits, uses_gemmlowp
+from gemedge.moving import Clamp, Constant
+from gemedge.operators import Bounded, Tensor
+from gemedge.quant.formats import Formats
 
 _PRIMES = (127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199, 211, 223, 227, 229)
 

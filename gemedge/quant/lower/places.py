@@ -5,12 +5,12 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from gemedge.capture.reading import attribute, input_of, ints
 from gemedge.errors import UnsupportedError
 from gemedge.fixed import quantize as to_integers
 from gemedge.moving import Concatenate, Embed, Pad, Reshape, Take, Transpose
 from gemedge.operators import Tensor
 from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
-from gemedge.quant.lower.reading import attribute, input_of, ints
 
 
 def same(q: Lowering, node: ir.Node) -> None:

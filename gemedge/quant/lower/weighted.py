@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from gemedge.capture.reading import attribute, input_of, ints, only_reader, pads_of
 from gemedge.errors import QuantizationError, UnsupportedError
 from gemedge.model import Op
 from gemedge.moving import Spread
 from gemedge.operators import Convolution, Dense, MatrixMultiply, Tensor
 from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
-from gemedge.quant.lower.reading import attribute, input_of, ints, only_reader, pads_of
 
 
 def conv(q: Lowering, node: ir.Node) -> None:

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import onnx_ir as ir
 
+from gemedge.capture.reading import attribute, input_of, ints, name_of, pads_of
 from gemedge.errors import QuantizationError, UnsupportedError
 from gemedge.fixed import QuantParams, Rounding
 from gemedge.moving import Pad, Reshape, Transpose
@@ -20,7 +21,6 @@ from gemedge.operators import (
     Tensor,
 )
 from gemedge.quant.lower.lowering import Handler, Lowering, Real, Target
-from gemedge.quant.lower.reading import attribute, input_of, ints, name_of, pads_of
 
 _TABLE_BITS = {8: 15, 16: 23}  # of exp, by the input's width
 
