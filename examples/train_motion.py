@@ -4,7 +4,8 @@ No labelled speech and no machine's noise is to be had in a package: what follow
 are MLPerf Tiny's. DS-CNN gets a spectrogram of 4.2 s of motion, 49 frames of 10 frequencies, and names the exercise,
 of people that it has never seen. The autoencoder gets 128 moments of five channels, learns to repeat one exercise, and
 is to tell the six others by their larger error.
-`python examples/train_motion.py [ds_cnn] [autoencoder] [--steps N]` trains each for seconds and takes it through gemedge.
+`python examples/train_motion.py [ds_cnn] [autoencoder] [--steps N]` trains each for seconds, and takes it
+through gemedge.
 """
 
 import argparse
