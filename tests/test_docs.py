@@ -110,7 +110,7 @@ def site(tmp_path_factory):
     """The built site; mkdocs.yml is strict, so a broken link fails it."""
     folder = tmp_path_factory.mktemp("site")
     done(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(ROOT / "mkdocs.yml"), "-d", str(folder)], folder
+        [sys.executable, "-m", "mkdocs", "build", "-f", str(ROOT / "mkdocs.yml"), "-d", str(folder)], folder
     )
     return folder
 
