@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.figures import figures
 from benchmarks.row import Row, markdown
+from gemedge import __version__
 
 NAMES = (
     "startup",
@@ -30,7 +31,7 @@ NAMES = (
     "tradeoffs",
     "growth",
 )
-PACKAGES = ("gemedge", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "ai-edge-litert")
+PACKAGES = ("numpy", "torch", "onnx", "onnxscript", "onnxruntime", "ai-edge-litert")
 
 
 def main() -> None:
@@ -70,6 +71,7 @@ def machine_and_versions() -> dict[str, str]:
         "load": f"{os.getloadavg()[0]:.1f}",
         "system": platform.platform(),
         "python": platform.python_version(),
+        "gemedge": __version__,
     }
     for package in PACKAGES:
         try:
