@@ -69,7 +69,7 @@ def machine_and_versions() -> dict[str, str]:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "load": f"{os.getloadavg()[0]:.1f}",
-        "system": platform.platform(),
+        "system": f"{platform.system()}, {platform.machine()}",
         "python": platform.python_version(),
         "gemedge": __version__,
     }
