@@ -16,6 +16,7 @@ from gemedge import model_file
 from gemedge.capture import capture_module
 from gemedge.cli import _status
 from gemedge.export import to_c
+from gemedge.export.folder import MODEL
 from gemedge.fixed import Rounding
 from gemedge.model import QuantizedModel
 from gemedge.quant.quantize import quantize
