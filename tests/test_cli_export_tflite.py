@@ -12,7 +12,7 @@ from torch import nn
 import gemedge.nn as gnn
 from gemedge import model_file
 from gemedge.capture import capture_module
-from gemedge.cli import _status
+from gemedge.cli import _status, export_tflite
 from gemedge.export import tflite_custom, tflite_run
 from gemedge.export.tflite_run import LITERT, MICRO, OLD, Runtime
 from gemedge.fixed import Rounding
@@ -103,15 +103,13 @@ def test_no_check_runs_nothing(quantized, monkeypatch, capsys):
     assert "not compared (--no-check)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("made", ["quantized", "floats"])
-def test_without_a_runtime_the_error_says_what_to_install(made, request, monkeypatch, capsys):
-    path = request.getfixturevalue(made)
+def test_without_a_runtime_the_error_says_what_to_install(quantized, monkeypatch, capsys):
     monkeypatch.setattr(tflite_run, "runtimes", list)
-    assert gemedge("export", path, "--format", "tflite") == 4
+    assert gemedge("export", quantized, "--format", "tflite") == 4
     assert "no TensorFlow Lite runtime is installed to check the file with: pip install 'gemedge[litert]'" in (
         capsys.readouterr().err
     )
-    assert gemedge("export", path, "--format", "tflite", "--no-check", "-q") == 0
+    assert gemedge("export", quantized, "--format", "tflite", "--no-check", "-q") == 0
 
 
 @pytest.mark.parametrize(
@@ -235,19 +233,26 @@ def test_a_node_without_an_operator_is_named(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["net.pt"]
 
 
-@pytest.mark.parametrize("made", ["quantized", "floats"])
-def test_a_write_that_fails_leaves_nothing(made, request, monkeypatch, capsys):
+def test_a_write_that_fails_leaves_nothing(quantized, monkeypatch, capsys):
     import gemedge.files as files
-
-    path = request.getfixturevalue(made)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "_write_all", full)
-    assert gemedge("export", path, "--format", "tflite", "--no-check") == 6
+    assert gemedge("export", quantized, "--format", "tflite", "--no-check") == 6
     assert "No space left on device" in capsys.readouterr().err
-    assert os.listdir(path.parent) == [path.name]
+    assert os.listdir(quantized.parent) == [quantized.name]
+
+
+def test_weights_in_a_safetensors_file_are_no_quantized_model(quantized, tmp_path):
+    import safetensors.numpy
+
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(safetensors.numpy.save({"w": np.zeros(3, np.float32)}, {"format": "pt"}))
+    assert export_tflite.is_quantized(quantized)
+    assert not export_tflite.is_quantized(weights)
+    assert not export_tflite.is_quantized(tmp_path)
 
 
 def test_a_runtime_says_its_version():
