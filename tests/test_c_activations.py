@@ -207,6 +207,14 @@ def test_a_kernel_without_a_constant_time_form_is_refused_by_the_compiler(tmp_pa
     assert "no form of this activation takes the same instructions for every input" in done.stderr
 
 
+def test_what_has_conditions_is_refused_in_constant_time_where_the_cpu_has_no_conditional_instructions():
+    saturating, wide = (next(row for row in COMPACT if getattr(compact.find(kernel(*row)), name))
+                        for name in ("saturates", "is_wide"))  # fmt: skip
+    for row in (saturating, wide):
+        assert "defined(GEMEDGE_CONSTANT_TIME) && GEMEDGE_SHORT_PRODUCTS" in written(kernel(*row))
+    assert "GEMEDGE_CONSTANT_TIME" not in written(kernel(*COMPACT[0]))
+
+
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 4095])
 def test_a_table_of_bytes_looks_up_any_count_in_place(count, tmp_path):
     (tmp_path / "run.c").write_text("""#include "gemedge.h"
