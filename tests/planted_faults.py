@@ -26,6 +26,9 @@ COPIED = ("gemedge", "tests", "pyproject.toml")
 ARITHMETIC = ["tests/test_c_runtime.py"]
 OPERATORS = ["tests/test_to_c.py", "-k", "operator or moved"]
 NETWORKS = ["tests/test_to_c.py", "-k", "layer or resnet20 or vectors or operator"]
+SUMS = ["tests/test_c_sums.py", "-m", "not exhaustive"]
+ACTIVATIONS = ["tests/test_c_activations.py", "-m", "not exhaustive"]
+FLOATS = ["tests/test_c_float.py"]
 BORDERS = ["tests/test_to_c.py", "-k", "arena or outside or names or symbols or escaped or loops or bytes or vectors"]
 
 
@@ -57,7 +60,7 @@ FAULTS = [
     Fault("a root of the next number", C + "gemedge_numbers.h", "if (value >= trial)", "if (value > trial)", ARITHMETIC),
     Fault("a bit length of one less", C + "gemedge_numbers.h", "return bits + (value ? 1 : 0);", "return bits;", ARITHMETIC),
     Fault("a shift beyond 63", C + "gemedge_numbers.h", "value >> (shift > 63 ? 63 : shift)", "value >> (shift & 63)", ARITHMETIC),
-    Fault("16-bit numbers read as bytes", C + "gemedge_numbers.h", "return bytes == 2u ? (int32_t)((const gemedge_int16 *)data)[index]", "return bytes == 2u ? (int32_t)((const int8_t *)data)[index]", OPERATORS),
+    Fault("16-bit numbers read as bytes", C + "gemedge_numbers.h", "((const place gemedge_int16 *)data)[index];", "((const place int8_t *)data)[index];", OPERATORS),
     # loops
     Fault("a wrong stride back", C + "gemedge_loops.h", "step * (size - 1u)", "step * size", OPERATORS),
     Fault("a counter not begun again", C + "gemedge_loops.h", "        walk->count[axis] = 0;\n", "", OPERATORS),
@@ -99,7 +102,7 @@ FAULTS = [
     Fault("a tie rounded down", C + "gemedge_rational.h", "(remainder < 0 ? 0 : 1)", "(remainder <= 0 ? 0 : 1)", ARITHMETIC),
     Fault("an exception forgotten", C + "gemedge_rational.h", "if (kernel->exception[i].code == x)", "if (kernel->exception[i].code == x + 1)", ARITHMETIC),
     Fault("a piece that ends one code late", C + "gemedge_rational.h", "u < side->piece[i].stop", "u <= side->piece[i].stop", ARITHMETIC),
-    Fault("0 on the positive side", C + "gemedge_rational.h", "const struct gemedge_side *side = x > 0 ?", "const struct gemedge_side *side = x >= 0 ?", ARITHMETIC),
+    Fault("0 on the positive side", C + "gemedge_rational.h", "gemedge_side *side = x > 0 ?", "gemedge_side *side = x >= 0 ?", ARITHMETIC),
     Fault("an activation that wraps", C + "gemedge_rational.h", "return y < low ? low : y > high ? high : (int32_t)y;", "return (int32_t)(int16_t)y;", ARITHMETIC),
     # the generator
     Fault("channels first where a convolution reads", GENERATOR + "layout.py", "return (*range(1, axes), 0) if last and axes else tuple(range(axes))", "return tuple(range(axes))", NETWORKS),
@@ -113,12 +116,38 @@ FAULTS = [
     Fault("a strided slice without its stride", GENERATOR + "c_moving.py", "step * stride if axis == layer.axis else step", "step", OPERATORS),
     Fault("zero points left out of formats", GENERATOR + "c_writer.py", "0 if tensor.params is None else tensor.params.zero_point", "0", OPERATORS),
     Fault("the other rounding law", GENERATOR + "c_writer.py", '"GEMEDGE_DOUBLE" if gemmlowp else "GEMEDGE_SINGLE"', '"GEMEDGE_SINGLE"', NETWORKS),
-    Fault("two constants under one name", GENERATOR + "c_constants.py", "key = (ctype + size, value)", "key = (role, ctype)", OPERATORS),
+    Fault("two constants under one name", GENERATOR + "c_constants.py", "while name in self._taken:", "while False:", OPERATORS),
     Fault("-2^63 not written", GENERATOR + "c_constants.py", 'if value == -(1 << 31):', "if value == 1:", OPERATORS),
-    Fault("an arena of one byte less", GENERATOR + "to_c.py", "return max(self.plan.size, 1)", "return max(self.plan.size - 1, 1)", BORDERS),
-    Fault("an arena's size not checked", GENERATOR + "to_c.py", "if (size < {self.upper}_ARENA_SIZE)", "if (size < 1u)", BORDERS),
-    Fault("an arena's alignment not checked", GENERATOR + "to_c.py", "if ((uintptr_t)arena & ({self.upper}_ARENA_ALIGNMENT - 1u))", "if ((uintptr_t)arena & 0u)", BORDERS),
+    Fault("an arena of one byte less", GENERATOR + "to_c.py", "max(self.plan.size, 1),", "max(self.plan.size - 1, 1),", BORDERS),
+    Fault("an arena's size not checked", GENERATOR + "to_c.py", "if (size < {upper}_ARENA_SIZE)", "if (size < 1u)", BORDERS),
+    Fault("an arena's alignment not checked", GENERATOR + "to_c.py", "if ((uintptr_t)arena & ({upper}_ARENA_ALIGNMENT - 1u))", "if ((uintptr_t)arena & 0u)", BORDERS),
     Fault("names not escaped", GENERATOR + "to_c.py", 'f"\\\\{b:03o}" for b in content', "chr(b) for b in content", BORDERS),
+    # sums of products
+    Fault("a product of halves without its carry", C + "gemedge_rescale.h", "(middle >> 16) + (int32_t)(rest >> 16)", "(middle >> 16)", SUMS),
+    Fault("a doubled product rounded down", C + "gemedge_rescale.h", "* b + ((int64_t)1 << 30)) >> 31)", "* b) >> 31)", SUMS),
+    Fault("a far shift rounded down", C + "gemedge_rescale.h", "(shift - 33u)) + 2 * zero + 1) >> 1", "(shift - 33u)) + 2 * zero) >> 1", SUMS),
+    Fault("gemmlowp's far shift with ties toward +infinity", C + "gemedge_rescale.h", "((high + (high >> 31)) >> (shift - 32u))", "(high >> (shift - 32u))", SUMS),
+    Fault("a fused table read one place early", C + "gemedge_rescale.h", "by->table ? by->table[q + 128] : q", "by->table ? by->table[q + 127] : q", SUMS),
+    Fault("a fused table forgotten", C + "gemedge_rescale.h", "*to = table ? table[q] : (int8_t)q;", "*to = (int8_t)q;", SUMS),
+    Fault("16-bit sums without saturation", C + "gemedge_rescale.h", "*to = (gemedge_int16)gemedge_saturated(q, lowest, 32767);", "*to = (gemedge_int16)q;", SUMS),
+    Fault("padding that is 0 and not the zero point", C + "gemedge_sums_of.h", "blank[channel] = (GEMEDGE_INPUT)zero;", "blank[channel] = (GEMEDGE_INPUT)0;", SUMS),
+    Fault("a row of padding that is 0", C + "gemedge_sums_of.h", "for (k = 0; k < taps; k++) {\n                to[k] = (gemedge_int16)zero;", "for (k = 0; k < taps; k++) {\n                to[k] = 0;", SUMS),
+    Fault("the same weights for two channels", C + "gemedge_sums_of.h", "                    weight = other + depth;\n", "                    weight = weight + depth;\n", SUMS),
+    Fault("a depthwise convolution with the first channels' weights", C + "gemedge_sums_of.h", "weights + channel + k, channels, sums + k);", "weights + k, channels, sums + k);", SUMS),
+    Fault("a dense row that is not gathered", C + "gemedge_sums_of.h", "if (in_step != 1u)", "if (in_step == 0u)", NETWORKS),
+    Fault("the odd channel's sum with the even one's in it", C + "gemedge_packed_dsp.h", "(int32_t)((uint32_t)both - (uint32_t)even) >> 8", "both >> 8", SUMS),
+    Fault("a packed window that begins too early", C + "gemedge_packed.h", "window->dilation[1] == 1 && group_in == channels && left >= 0 && left", "window->dilation[1] == 1 && group_in == channels && left", SUMS),
+    Fault("zero points added to biases", GENERATOR + "c_sums.py", "layer.bias.astype(np.int64) - zero * weights", "layer.bias.astype(np.int64) + zero * weights", SUMS),
+    Fault("packed pairs of channels turned round", GENERATOR + "c_sums.py", "parts[:, :, :, 0] + 256 * parts[:, :, :, 1]", "parts[:, :, :, 1] + 256 * parts[:, :, :, 0]", SUMS),
+    Fault("a sum fused that others read", GENERATOR + "c_sums.py", "case [Activate() | Lookup() as reader] if", "case [Activate() | Lookup() as reader, *_] if", SUMS),
+    # 16-bit activations by short forms
+    Fault("a reciprocal's line followed half as far", C + "gemedge_activation.h", "((d.m >> 14) & 4095u)", "((d.m >> 15) & 4095u)", ACTIVATIONS),
+    Fault("no correction of a reciprocal", C + "gemedge_activation.h", "return g - gemedge_upper_half(g, gemedge_upper_half(d.m, r));", "return g;", ACTIVATIONS),
+    Fault("a compact kernel that wraps", C + "gemedge_activation.h", "(int16_t)(by->saturates ? gemedge_saturated_short(y) : y)", "(int16_t)y", ACTIVATIONS),
+    Fault("no remainder behind a table of the fraction", C + "gemedge_activation.h", "return (int32_t)u - k - (int32_t)(remainder >> 31);", "return (int32_t)u - k;", ACTIVATIONS),
+    # floats
+    Fault("ties away from even", C + "gemedge_float.h", "(whole > twice * under.mantissa || (twice & 2u))", "(whole > twice * under.mantissa || !(twice & 2u))", FLOATS),
+    Fault("negative numbers quantized as positive", C + "gemedge_float.h", "q += bits >> 31 ? -size : size;", "q += size;", FLOATS),
 ]  # fmt: skip
 
 
