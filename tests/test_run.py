@@ -139,6 +139,8 @@ def test_the_host_gives_every_layer_in_batches_and_threads(graphs):
 @pytest.fixture
 def exported(graphs, tmp_path, monkeypatch):
     """A folder of exported C, and its data; the cache folder is the test's own."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(usual / "zig"))  # or its library would be built anew in each test
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     graph, ranges, given = graphs("cnn")
     model = quantize(graph, ranges, scheme="int8", rounding=Rounding.SINGLE)

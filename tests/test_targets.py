@@ -1,6 +1,7 @@
 """What a network costs on a target: counted figures against a count by hand, and gemedge report --target."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,9 +15,9 @@ from torch import nn
 import gemedge.nn as gnn
 from gemedge import arena, model_file, storage
 from gemedge.capture import capture_module
-from gemedge.cli import _status, report_targets
+from gemedge.cli import _status, emulate, report_targets
 from gemedge.costs import MEASURED, TARGETS
-from gemedge.errors import FormatError, UsageError
+from gemedge.errors import FormatError, PromiseError, UsageError
 from gemedge.export import to_c as exporting
 from gemedge.fixed import Rounding
 from gemedge.moving import Constant
@@ -255,28 +256,27 @@ def test_report_says_what_the_target_needs(files, capsys):
         ),
     ],
 )
-def test_report_estimates_what_cannot_be_measured_and_says_why(files, capsys, monkeypatch, target, spoil, words):
+def test_what_cannot_be_measured_is_estimated_and_says_why(models, monkeypatch, target, spoil, words):
     if spoil is not None:
         monkeypatch.setattr(*spoil)
-    assert gemedge("report", *files, "--target", target, "--json") == 0
-    told = json.loads(capsys.readouterr().out)["target"]
-    model = model_file.load(files[1].read_bytes())
-    found = estimate(model, target_named(target))
-    assert words in told["known"]
-    assert told["totals"]["flash"] == {"value": found.flash.value, "how": "estimated"}
-    assert told["totals"]["instructions"] == {"value": found.instructions.value, "how": "estimated"}
-    assert told["cycles"] is None
+    model = models["int8"]
+    found, known = emulate.measured(model, target_named(target), {"x": np.zeros((2, 3, 10, 10), np.float32)})
+    assert found is None
+    assert words in known
 
 
-def test_report_ends_with_1_where_the_c_gives_other_integers(files, capsys, monkeypatch):
+def test_c_that_gives_other_integers_is_no_measure(models, monkeypatch):
     to_c = exporting.to_c
     monkeypatch.setattr(exporting, "to_c", lambda *given: spoiled(to_c(*given)))
-    assert gemedge("report", *files, "--target", "cortex-m4") == 1
-    assert "net.gemq: its C on cortex-m4: Convolution 'conv' at [" in capsys.readouterr().err
+    x = np.random.default_rng(0).normal(size=(1, 3, 10, 10)).astype(np.float32)
+    with pytest.raises(PromiseError, match=r"its C on cortex-m4: Convolution 'conv' at \["):
+        emulate.measured(models["int8"], target_named("cortex-m4"), {"x": x})
 
 
 def spoiled(sources: dict[str, bytes]) -> dict[str, bytes]:
-    return sources | {"model.c": sources["model.c"].replace(b"GEMEDGE_SINGLE", b"GEMEDGE_DOUBLE", 1)}
+    changed, count = re.subn(rb"(_bias\[8\] = \{\s*)-?\d+", rb"\g<1>30000", sources["model.c"], count=1)
+    assert count
+    return sources | {"model.c": changed}
 
 
 def test_report_ends_with_1_where_it_does_not_fit(files, capsys):
