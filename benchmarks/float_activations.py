@@ -1,11 +1,11 @@
-"""GEM in torch and in onnxruntime's standard operators beside GELU: `python benchmarks/float_activations.py`.
+"""GEM in torch and in onnxruntime's standard operators beside GELU: `python -m benchmarks.float_activations`.
 
-One million float32, one thread, one process, medians of interleaved turns. To reach (issue 2): torch forward and
+One million float32, one thread, one process, medians of interleaved turns. To reach: torch forward and
 backward at most 1.3 of F.gelu's, compiled at most 0.6; the function form in onnxruntime at most 1.8 of Gelu for n=1
 and 2.4 for n=2.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import onnx.parser
@@ -13,9 +13,10 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 import torch.nn.functional as F
-from timing import interleaved
 
 import gemedge.nn as gnn
+from benchmarks.row import Row, main, timed
+from benchmarks.timing import interleaved
 from gemedge.capture import forms
 
 ELEMENTS = 1 << 20
@@ -45,30 +46,23 @@ def onnx_node(node: str) -> Callable[[], object]:
     return lambda: session.run(None, {"X": x})
 
 
-def table(title: str, rivals: Mapping[str, Callable[[], object]], reach: Mapping[str, float]) -> None:
-    medians = interleaved(rivals, ROUNDS)
-    peer = next(iter(medians.values()))
-    print(f"\n{title}\n{'':24}{'ms':>8}{'ratio':>8}{'reach':>8}")
-    for name, seconds in medians.items():
-        wanted = f"{reach[name]:8.2f}" if name in reach else ""
-        print(f"{name:24}{seconds * 1e3:8.3f}{seconds / peer:8.2f}{wanted}")
-
-
-def main() -> None:
+def rows(quick: bool) -> list[Row]:
+    """Milliseconds of a million numbers in torch and in onnxruntime."""
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {ELEMENTS:,} float32, one thread")
-    rivals: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    rounds = 2 if quick else ROUNDS
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "F.gelu": F.gelu,
         "F.relu": F.relu,
         "F.silu": F.silu,
         "GEM n=1": gnn.GEM(1),
         "GEM n=2": gnn.GEM(2),
         "SE-GEM n=1": gnn.SEGEM(1),
-        "GEM n=1, compiled": torch.compile(gnn.GEM(1)),
-        "GEM n=2, compiled": torch.compile(gnn.GEM(2)),
     }
+    if not quick:
+        functions |= {f"GEM n={n}, compiled": torch.compile(gnn.GEM(n)) for n in (1, 2)}
     reach = {"GEM n=1": 1.3, "GEM n=2": 1.3, "GEM n=1, compiled": 0.6, "GEM n=2, compiled": 0.6}
-    table("torch, forward and backward", {name: forward_and_backward(call) for name, call in rivals.items()}, reach)
+    medians = interleaved({name: forward_and_backward(call) for name, call in functions.items()}, rounds)
+    found = timed("torch, forward and backward", medians, "F.gelu", reach)
     nodes = {
         "Gelu": "Y = Gelu(X)",
         "Relu": "Y = Relu(X)",
@@ -77,8 +71,9 @@ def main() -> None:
         "SE-GEM n=1, function": "Y = ai.gemedge.SEGEM <n=1, epsilon=1.0> (X)",
     }
     reach = {"GEM n=1, function": 1.8, "GEM n=2, function": 2.4}
-    table("onnxruntime, standard operators", {name: onnx_node(node) for name, node in nodes.items()}, reach)
+    medians = interleaved({name: onnx_node(node) for name, node in nodes.items()}, rounds)
+    return found + timed("onnxruntime, standard operators", medians, "Gelu", reach)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

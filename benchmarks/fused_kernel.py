@@ -1,7 +1,7 @@
-"""The fused kernels beside onnxruntime's own activations: `python benchmarks/fused_kernel.py`.
+"""The fused kernels beside onnxruntime's own activations: `python -m benchmarks.fused_kernel`.
 
 One million float32, one thread, one process; each call is a whole `session.run`, its output allocated by
-onnxruntime. To reach (issue 2): at most 0.4 of Gelu and at most 1.6 of Relu.
+onnxruntime. To reach: at most 0.4 of Gelu and at most 1.6 of Relu.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx.parser
 import onnxruntime
-from timing import interleaved
 
+from benchmarks.row import Row, main, timed
+from benchmarks.timing import interleaved
 from gemedge.export.run import onnxruntime_options
 
 ELEMENTS = 1_000_000
@@ -33,18 +34,17 @@ def caller(node: str, x: np.ndarray) -> Callable[[], object]:
     return lambda: session.run(None, {"X": x})
 
 
-def main() -> None:
+def rows(quick: bool) -> list[Row]:
+    """Milliseconds of a million numbers, against Gelu and against Relu."""
     x = np.random.default_rng(0).standard_normal(ELEMENTS).astype(np.float32)
-    medians = interleaved({name: caller(node, x) for name, node in NODES.items()}, ROUNDS)
-    print(f"onnxruntime {onnxruntime.__version__}, {ELEMENTS:,} float32, one thread, medians of {ROUNDS} rounds")
-    print(f"{'':12}{'ms':>8}{'of Gelu':>10}{'of Relu':>10}")
-    for name, seconds in medians.items():
-        of_gelu, of_relu = seconds / medians["Gelu"], seconds / medians["Relu"]
-        print(f"{name:12}{seconds * 1e3:8.3f}{of_gelu:10.2f}{of_relu:10.2f}")
-    fused = [seconds for name, seconds in medians.items() if "GEM" in name]
-    reached = max(fused) <= 0.4 * medians["Gelu"] and max(fused) <= 1.6 * medians["Relu"]
-    print("reached" if reached else "NOT reached: at most 0.40 of Gelu and 1.60 of Relu")
+    medians = interleaved({name: caller(node, x) for name, node in NODES.items()}, 2 if quick else ROUNDS)
+    fused = [name for name in medians if "GEM" in name]
+    return [
+        row
+        for peer, reach in (("Gelu", 0.4), ("Relu", 1.6))
+        for row in timed(f"onnxruntime, fused kernel, beside {peer}", medians, peer, dict.fromkeys(fused, reach))
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

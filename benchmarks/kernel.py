@@ -1,33 +1,24 @@
-"""Speed of the integer kernels: one command, one table, the ratios measured in one run on one core.
+"""Speed of the integer kernels in NumPy: `OMP_NUM_THREADS=1 python -m benchmarks.kernel`.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.kernel
-
-Times are the best of several runs on 1,000,000 int16 codes, all values alike likely. The linear-interpolation table is
-timed as `gemedge.table.Table` computes it and again in cache-sized parts, which is how the kernel runs.
+A million int16 codes, all values alike likely. The linear-interpolation table is timed as `gemedge.table.Table`
+computes it and again in cache-sized parts, which is how the kernel runs.
 """
 
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
+from benchmarks.row import Row, main, timed
+from benchmarks.timing import interleaved
 from gemedge import Activation, FixedActivation, QFormat
 from gemedge.table import Table
 
 SIZE = 1_000_000
+ROUNDS = 9
 FORMAT = QFormat(3, 12)
 KERNELS = ("gem(n=1)", "gem(n=2)", "gem(n=4)", "egem(n=1, epsilon=0.01)", "segem(n=1, epsilon=1.0)",
            "segem(n=4, epsilon=1.0)")  # fmt: skip
-
-
-def best(function: Callable[[], object], repeats: int = 9) -> float:
-    """Seconds of the fastest of several runs."""
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begun)
-    return min(times)
 
 
 def in_parts(table: Table, raw: np.ndarray) -> np.ndarray:
@@ -37,25 +28,26 @@ def in_parts(table: Table, raw: np.ndarray) -> np.ndarray:
     return out
 
 
-def main() -> None:
-    raw = np.random.default_rng(0).integers(-32768, 32768, SIZE).astype(np.int16)
+def rows(quick: bool) -> list[Row]:
+    """Milliseconds of a million codes beside the table's, in parts; those of making and certifying a kernel."""
+    size, rounds = (SIZE // 10, 1) if quick else (SIZE, ROUNDS)
+    raw = np.random.default_rng(0).integers(-32768, 32768, size).astype(np.int16)
     table = Table(Activation.gem(1), FORMAT, FORMAT, entries=513, interpolation="linear")
     assert np.array_equal(in_parts(table, raw), table(raw))
-    linear, linear_in_parts = best(lambda: table(raw)), best(lambda: in_parts(table, raw))
-    print(f"513-entry table, linear: {linear * 1e3:.2f} ms per million, in parts {linear_in_parts * 1e3:.2f} ms")
-    print(f"{'kernel':26} {'ms per million':>14} {'M codes/s':>10} {'x table':>8} {'x in parts':>10}"
-          f" {'build, ms':>10} {'certify, ms':>12}")  # fmt: skip
-    for text in KERNELS:
-        activation = Activation.parse(text)
-        kernel = FixedActivation(activation, FORMAT, FORMAT)
-        seconds = best(lambda: kernel(raw))  # noqa: B023
-        build = best(lambda: FixedActivation(activation, FORMAT, FORMAT), 5)  # noqa: B023
-        certify = best(kernel.certify, 3)
-        print(
-            f"{text:26} {seconds * 1e3:14.2f} {SIZE / seconds / 1e6:10.1f} {seconds / linear:8.2f}"
-            f" {seconds / linear_in_parts:10.2f} {build * 1e3:10.1f} {certify * 1e3:12.0f}"
-        )
+    peer = "513-entry table, linear, in parts"
+    activations = {text: Activation.parse(text) for text in KERNELS[: 1 if quick else None]}
+    kernels = {text: FixedActivation(activation, FORMAT, FORMAT) for text, activation in activations.items()}
+    calls: dict[str, Callable[[], object]] = {"513-entry table, linear": partial(table, raw)}
+    calls[peer] = partial(in_parts, table, raw)
+    calls |= {text: partial(kernel, raw) for text, kernel in kernels.items()}
+    found = timed("Integer kernels in NumPy, a million codes", interleaved(calls, rounds), peer)
+    made = interleaved({t: partial(FixedActivation, a, FORMAT, FORMAT) for t, a in activations.items()}, rounds)
+    certified = interleaved({text: kernel.certify for text, kernel in kernels.items()}, min(rounds, 3))
+    for text, seconds in made.items():
+        beside = {"certify, ms": 1e3 * certified[text]}
+        found.append(Row("Make a kernel and certify it on all codes", text, 1e3 * seconds, "make, ms", beside=beside))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

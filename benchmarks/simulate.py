@@ -1,7 +1,7 @@
-"""Images a second by integers: `PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/simulate.py`.
+"""Images a second by integers: `OMP_NUM_THREADS=1 python -m benchmarks.simulate`.
 
 The ResNet-8 of MLPerf Tiny with GEM, batch 64, one thread, in every scheme, beside onnxruntime's float model in the
-same run. To reach (issue 4): a quarter of LiteRT's int8 interpreter, which was measured at 2,500 images a second on the
+same run. To reach: a quarter of LiteRT's int8 interpreter, which was measured at 2,500 images a second on the
 reference machine: 625 in int8. And a ResNet-56 on 32x32 images in int8 on all processors: 50.
 """
 
@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
-from timing import interleaved
 from torch import Tensor, nn
 
 import gemedge.nn as gnn
+from benchmarks.row import Row, main
+from benchmarks.timing import interleaved
 from gemedge.capture import capture_module, forms
 from gemedge.export.run import onnxruntime_options
 from gemedge.fixed import Rounding
@@ -33,23 +34,36 @@ from networks import Residual
 BATCH = 64
 ROUNDS = 7
 INT8_REACH, DEEP_REACH = 625, 50
+FLOAT = "onnxruntime, float"
 
 
-def main() -> None:
+def rows(quick: bool) -> list[Row]:
+    """Images a second of ResNet-8 in every scheme, and of ResNet-56."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randn(BATCH, 3, 32, 32)
-    rivals = rates(resnet8(), images, SCHEMES)
-    medians = interleaved(rivals, ROUNDS)
-    print(f"ResNet-8, batch {BATCH}, one thread, medians of {ROUNDS} rounds, images a second")
-    for name, seconds in medians.items():
-        print(f"{name:<20}{BATCH / seconds:8.0f}")
-    print("reached" if BATCH / medians["int8"] >= INT8_REACH else f"NOT reached: {INT8_REACH} in int8")
+    found = _rows("ResNet-8, one thread", rates(resnet8(), images, SCHEMES), 1 if quick else ROUNDS, INT8_REACH)
+    if quick:
+        return found
     workers = os.cpu_count() or 1
-    medians = interleaved(rates(resnet56(), images, ["int8"], workers=workers), 3)
-    found = BATCH / medians["int8"]
-    print(f"ResNet-56 in int8, {workers} threads: {found:.0f}")
-    print("reached" if found >= DEEP_REACH else f"NOT reached: {DEEP_REACH}")
+    deep = rates(resnet56(), images, ["int8"], workers=workers)
+    return found + _rows(f"ResNet-56, {workers} threads", deep, 3, DEEP_REACH)
+
+
+def _rows(title: str, calls: dict[str, Callable[[], object]], rounds: int, reach: float) -> list[Row]:
+    medians = interleaved(calls, rounds)
+    peer = BATCH / medians[FLOAT]
+    return [
+        Row(
+            f"Simulate, {title}, batch {BATCH}",
+            name,
+            BATCH / seconds,
+            "images a second",
+            at_least=reach if name == "int8" else None,
+            beside={f"share of {FLOAT}": BATCH / seconds / peer},
+        )
+        for name, seconds in medians.items()
+    ]
 
 
 def rates(
@@ -69,7 +83,7 @@ def rates(
     options.intra_op_num_threads = workers
     content = ir.to_proto(forms.to_form(found.clone(), "function")).SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    calls["onnxruntime, float"] = lambda: np.asarray(session.run(None, given)[0])
+    calls[FLOAT] = lambda: np.asarray(session.run(None, given)[0])
     return calls
 
 
@@ -115,4 +129,4 @@ def resnet56() -> nn.Module:
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

@@ -1,10 +1,13 @@
-"""How long a user waits for nothing: `python benchmarks/startup.py`. To reach (issue 2): --help under 0.3 s."""
+"""How long a user waits for nothing: `python -m benchmarks.startup`. To reach: --help under 0.3 s."""
 
-import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 
+from benchmarks.row import Row, main
+from benchmarks.timing import interleaved
+
+HELP_REACH = 300.0  # ms
 ROUNDS = 15
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
@@ -15,16 +18,24 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(ROUNDS):
-        for name, arguments in COMMANDS.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-            seconds[name].append(time.perf_counter() - start)
-    for name, taken in seconds.items():
-        print(f"{name:24}{statistics.median(taken):7.3f} s")
+def rows(quick: bool) -> list[Row]:
+    """Milliseconds of each command, a process each time."""
+    run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
+    calls = {name: partial(run, [sys.executable, *words]) for name, words in COMMANDS.items()}
+    found = interleaved(calls, 1 if quick else ROUNDS)
+    peer = found["python -c pass"]
+    return [
+        Row(
+            "Start",
+            name,
+            1e3 * seconds,
+            "ms",
+            at_most=HELP_REACH if "--help" in name else None,
+            beside={"ms beyond python's": 1e3 * (seconds - peer)},
+        )
+        for name, seconds in found.items()
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

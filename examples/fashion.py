@@ -13,12 +13,16 @@ from torch import Tensor
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
+def is_installed(folder: Path = FOLDER) -> bool:
+    return (folder / "train-images-idx3-ubyte.gz").is_file()
+
+
 def load(folder: Path = FOLDER) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images [N, 1, 28, 28] in [0, 1] and labels [N]: 60,000 to train, 10,000 to test.
 
     folder: where the four .gz files of MNIST's idx format are. Exits with a line saying how to get them.
     """
-    if not (folder / "train-images-idx3-ubyte.gz").is_file():
+    if not is_installed(folder):
         raise SystemExit(f"Fashion-MNIST is not in {folder}: apt-get install dataset-fashion-mnist, or name its folder")
     train, test = (_part(folder, name) for name in ("train", "t10k"))
     return *train, *test

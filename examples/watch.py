@@ -15,10 +15,10 @@ WINDOW = 100  # two seconds
 HELD_OUT = (8, 9, 10)  # of ten people
 
 
-def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Windows [N, 6, 100] and their exercise [N]: to train, and of three other people to test.
+def load(window: int = WINDOW) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Windows [N, 6, window] and their exercise [N]: to train, and of three other people to test.
 
-    Each channel has mean 0 and deviation 1 over the training windows.
+    Each channel has mean 0 and deviation 1 over the training windows; windows overlap by half.
     """
     package = importlib.util.find_spec("seglearn")
     if package is None or package.origin is None:
@@ -28,8 +28,8 @@ def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts: dict[bool, tuple[list[np.ndarray], list[int]]] = {False: ([], []), True: ([], [])}
     for recording, label, subject in zip(found["X"], found["y"], found["subject"], strict=True):
         windows, labels = parts[int(subject) in HELD_OUT]
-        for start in range(0, len(recording) - WINDOW + 1, WINDOW // 2):
-            windows.append(recording[start : start + WINDOW].T)
+        for start in range(0, len(recording) - window + 1, window // 2):
+            windows.append(recording[start : start + window].T)
             labels.append(int(label))
     (windows, labels), (test_windows, test_labels) = parts.values()
     train, test = (torch.from_numpy(np.stack(part).astype(np.float32)) for part in (windows, test_windows))

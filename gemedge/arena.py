@@ -5,7 +5,8 @@ included; inputs are live from before the first layer (-1), outputs to after the
 live at the same time shares no byte, but where a layer works in place: its output then takes over an input's bytes.
 Integers keep their number and width in any layout, so the plan holds for channels first and channels last.
 
-A Constant stays in flash, and so does a Reshape of it, unless the network gives it out.
+A Constant stays in flash, and so does a Reshape of it, unless the network gives it out or a layer reads it that has
+no other input: only layers with several inputs read flash and RAM alike.
 """
 
 import math
@@ -93,8 +94,8 @@ def plan(
     wanted = {name: size for name, size in (scratch or {}).items() if size}
     if unknown := wanted.keys() - {layer.name for layer in model.layers}:
         raise FormatError(f"scratch for {sorted(unknown)[0]!r}, which is no layer")
-    stored = _stored(model)
-    lives = _lives(model, stored)
+    held = stored(model)
+    lives = _lives(model, held)
     blocks = _blocks(model, lives, set(moved))
     needs = [_Need(i, _rounded(size, alignment), wanted[layer.name]) for i, layer, size in _scratches(model, wanted)]
     everything = [_Span(block.size(alignment), block.first, block.last) for block in blocks]
@@ -112,7 +113,7 @@ def plan(
             Placement(model.layers[need.at].name, offset, need.asked, need.at, need.at)
             for need, offset in zip(needs, behind, strict=True)
         ),
-        stored,
+        held,
         max((offset + span.size for offset, span in zip(offsets, everything, strict=True)), default=0),
         _most_live(everything, len(model.layers)),
         alignment,
@@ -192,16 +193,17 @@ class _Block:
         return _rounded(max(life.size for life, _ in self.lives), alignment)
 
 
-def _stored(model: QuantizedModel) -> dict[str, str]:
-    """Tensors that are a Constant or a Reshape of one, and which; a Constant that becomes an output is not."""
+def stored(model: QuantizedModel) -> dict[str, str]:
+    """Tensors that are a Constant or a Reshape of one, and which, where only layers with several inputs read them."""
     held: dict[str, str] = {}
     for layer in model.layers:
         if isinstance(layer, Constant):
             held[layer.output] = layer.output
         elif isinstance(layer, Reshape) and layer.inputs[0] in held:
             held[layer.output] = held[layer.inputs[0]]
-    given_out = {held[name] for name in model.outputs.values() if name in held}
-    return {name: constant for name, constant in held.items() if constant not in given_out}
+    alone = (layer.inputs[0] for layer in model.layers if len(layer.inputs) == 1 and layer.output not in held)
+    copied = {held[name] for name in (*model.outputs.values(), *alone) if name in held}
+    return {name: constant for name, constant in held.items() if constant not in copied}
 
 
 def _lives(model: QuantizedModel, stored: Mapping[str, str]) -> dict[str, _Life]:

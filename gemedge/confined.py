@@ -28,12 +28,14 @@ from gemedge import errors
 from gemedge.errors import GemedgeError, ModelError, OutputError, reason
 from gemedge.files import uninterrupted
 
-Blobs = Mapping[str, bytes | memoryview]
+Blob = bytes | memoryview | list[memoryview]  # a list is joined on the way
+Blobs = Mapping[str, Blob]
 Job = Callable[[dict[str, Any], Mapping[str, memoryview]], tuple[dict[str, Any], Blobs]]
 
 _JOBS = (
     "gemedge.capture.job:run",
     "gemedge.export.check:run",
+    "gemedge.export.host:run",
     "gemedge.export.tflite_run:serve",
     "gemedge.quant.job:run",
     "gemedge.quant.job:run_prepare",
@@ -120,6 +122,12 @@ def enter(phase: Phase) -> None:
             _limit(resource.RLIMIT_DATA, data + phase.memory)
 
 
+def release(blob: bytes | memoryview) -> None:
+    """Let go of the memory of a blob that a job was given; it is read from its file again where it is needed."""
+    if isinstance(blob, memoryview) and isinstance(blob.obj, mmap.mmap):
+        blob.obj.madvise(mmap.MADV_DONTNEED)
+
+
 _announce: int | None = None
 
 
@@ -175,16 +183,17 @@ def _pack(file: IO[bytes], header: dict[str, Any], blobs: Blobs) -> None:
     """Eight bytes of length, the header and the blobs' places as JSON, then the blobs, each aligned."""
     places: dict[str, tuple[int, int]] = {}
     end = 0
-    for name, blob in blobs.items():
+    pieces = {name: blob if isinstance(blob, list) else [memoryview(blob)] for name, blob in blobs.items()}
+    for name, parts in pieces.items():
         start = -(-end // _ALIGNMENT) * _ALIGNMENT
-        end = start + memoryview(blob).nbytes
+        end = start + sum(part.nbytes for part in parts)
         places[name] = (start, end)
     text = json.dumps({"header": header, "blobs": places}).encode()
     base = _base(len(text))
     file.write(len(text).to_bytes(8, "little") + text)
-    for name, blob in blobs.items():
+    for name, parts in pieces.items():
         file.seek(base + places[name][0])
-        file.write(blob)
+        file.writelines(parts)
     file.truncate(max(base + end, 1))
     file.flush()
 

@@ -4,7 +4,8 @@ Coefficients are instructions for one multiply-accumulate, one window element or
 MEASURED were counted, instruction by instruction, on an emulated CPU (gcc 12 -O2) with other code than ours:
 convolution and dense layers with CMSIS-NN of July 2026, activations with prototypes of the reciprocal kernel on inputs
 from N(0, 1), tables with a plain loop. All others are stated guesses, from the instructions that an inner loop needs.
-Cortex-M7 and M33 execute the M4's instructions, so its numbers stand for them; they say nothing about cycles.
+Cortex-M7 and M33 execute the M4's instructions, so its numbers stand for them; they say nothing about cycles. So does
+the M3 but for those that multiply two pairs at once.
 """
 
 import math
@@ -52,14 +53,14 @@ class Target:
     costs: Mapping[Step, float]
     density: float
     word: int
-    pairs: bool  # multiplies pairs of 16-bit numbers, for which convolutions lay out two columns
 
 
-def _target(name: str, costs: tuple[float, ...], density: float, word: int = 4, *, pairs: bool = False) -> Target:
-    return Target(name, dict(zip(_STEPS, costs, strict=True)), density, word, pairs)
+def _target(name: str, costs: tuple[float, ...], density: float, word: int = 4) -> Target:
+    return Target(name, dict(zip(_STEPS, costs, strict=True)), density, word)
 
 
 _M4 = (2.33, 2.37, 5, 3, 12, 25, 3, 4, 14, 12, 45, 40, 5.0, 14.0, 24.3, 11.3, 24.2, 11.3, 60)
+_M3 = (4, 4, 5, 5, 12, 25, 3, 4, 14, 12, 45, 40, 5.0, 14.0, 24.3, 11.3, 24.2, 11.3, 60)
 _M0 = (6, 6, 8, 11, 40, 90, 4, 6, 60, 45, 130, 150, 6.0, 21.0, 61, 57, 66, 57, 180)
 _M55 = (0.45, 0.45, 1.2, 0.9, 2, 12, 0.5, 0.6, 2.5, 2, 15, 12, 1.2, 4, 8, 4, 8, 4, 20)
 _RV32 = (4.5, 4.5, 6, 7, 16, 35, 4, 5, 20, 16, 60, 50, 5, 16, 32, 14, 32, 14, 75)
@@ -68,9 +69,10 @@ TARGETS = {
     target.name: target
     for target in (
         _target("cortex-m0plus", _M0, 1.1),
-        _target("cortex-m4", _M4, 1.0, pairs=True),
-        _target("cortex-m7", _M4, 1.0, pairs=True),
-        _target("cortex-m33", _M4, 1.0, pairs=True),
+        _target("cortex-m3", _M3, 1.0),
+        _target("cortex-m4", _M4, 1.0),
+        _target("cortex-m7", _M4, 1.0),
+        _target("cortex-m33", _M4, 1.0),
         _target("cortex-m55", _M55, 1.2),
         _target("rv32imc", _RV32, 1.15),
         _target("avr", _AVR, 2.2, 2),
@@ -146,13 +148,17 @@ def instructions(layer: Op, model: QuantizedModel, target: Target) -> int:
             return 0
 
 
-def scratch_bytes(layer: Op, model: QuantizedModel, target: Target) -> int:
-    """Two columns of 16-bit numbers for a convolution of 8 bits where the CPU multiplies pairs; estimated."""
-    if not isinstance(layer, Convolution) or not target.pairs or _depthwise(layer):
+def scratch_bytes(layer: Op, model: QuantizedModel) -> int:
+    """Of a convolution, two windows as 16-bit numbers; of a depthwise one, where a window's taps lie, and a blank spot.
+
+    A dense layer may need a row more in C, where the numbers of its input do not lie side by side.
+    """
+    if not isinstance(layer, Convolution):
         return 0
-    if accumulator_bits(layer, [model.tensors[layer.inputs[0]]]) > 32:
-        return 0
-    return 2 * 2 * math.prod(layer.weight.shape[1:])
+    given = model.tensors[layer.inputs[0]]
+    if layer.groups == given.shape[0] == len(layer.weight):
+        return 4 * math.prod(layer.weight.shape[2:]) + given.shape[0] * given.quantized.bits // 8
+    return 2 * 2 * (-(-math.prod(layer.weight.shape[1:]) // 4) * 4)
 
 
 def code_bytes(model: QuantizedModel, target: Target) -> float:

@@ -53,6 +53,12 @@ class UnsupportedError(GemedgeError):
     exit_status = 4
 
 
+class ToolError(GemedgeError):
+    """A program that gemedge needs for this is missing or failed; its own message is part of the text."""
+
+    exit_status = 4
+
+
 class DataError(GemedgeError):
     """Input data that is damaged or does not fit the model."""
 

@@ -70,16 +70,21 @@ def refuse_folder(folder: Path, names: Iterable[str], *, force: bool, inputs: tu
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes], *, force: bool) -> None:
-    """Write all files into the folder or none; it is made where it is missing, and not left behind empty."""
-    made = not folder.is_dir()
+    """Write all files into the folder or none, by their paths in it.
+
+    It and folders in it are made where they are missing, and not left behind empty.
+    """
+    inner = {parent for name in files for parent in (folder / name).parents if folder in (parent, *parent.parents)}
+    made: list[Path] = []
     try:
-        if made:
-            folder.mkdir()
+        for missing in sorted(path for path in inner if not path.is_dir()):
+            missing.mkdir()
+            made.append(missing)
         write({folder / name: content for name, content in files.items()}, force=force)
     except BaseException as error:
-        if made:
+        for empty in reversed(made):
             with suppress(OSError):
-                folder.rmdir()
+                empty.rmdir()
         if isinstance(error, OSError):
             raise _failed(folder, error) from error
         raise

@@ -2,11 +2,13 @@
 
 Training runs an autograd.Function whose gradient is the closed form; differentiating through the value's
 formula would give NaN at infinities and denormals. torch.export and tracing see one opaque operator,
-gemedge::gem or gemedge::segem, that becomes one node.
+gemedge::gem or gemedge::segem, that becomes one node; a learnable epsilon stands around it, as x / epsilon
+before and times epsilon behind, and gemedge.capture.learned folds it away.
 """
 
 import copy
 import io
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,15 +39,27 @@ def segem(x: Tensor, n: int = 1, epsilon: float = 1.0) -> Tensor:
 
 
 class _Module(nn.Module):
-    """One activation of the family; n and epsilon are checked, and epsilon rounded to float32, when it is made."""
+    """One activation of the family; n and epsilon are checked, and epsilon rounded to float32, when it is made.
+
+    A learnable epsilon is exp(log_epsilon), a parameter: positive whatever the optimizer does.
+    """
 
     _family: Family = "gem"
     n: int
     epsilon: float
 
-    def __init__(self, n: int, epsilon: float) -> None:
+    def __init__(self, n: int, epsilon: float, learnable: bool = False) -> None:
         super().__init__()
-        self.n, self.epsilon = _checked(self._family, n, epsilon)
+        self.n, epsilon = _checked(self._family, n, epsilon)
+        if learnable:
+            self.log_epsilon = nn.Parameter(torch.tensor(math.log(epsilon), dtype=torch.float32))
+        else:
+            self.epsilon = epsilon
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "epsilon" and "log_epsilon" in self._parameters:
+            return float(self.log_epsilon.detach().exp())
+        return super().__getattr__(name)
 
     @property
     def activation(self) -> Activation:
@@ -53,9 +67,12 @@ class _Module(nn.Module):
         return _activation(self._family, self.n, self.epsilon)
 
     def extra_repr(self) -> str:
-        return str(self.activation).partition("(")[2].removesuffix(")")
+        learnable = ", learnable=True" if "log_epsilon" in self._parameters else ""
+        return str(self.activation).partition("(")[2].removesuffix(")") + learnable
 
     def forward(self, x: Tensor) -> Tensor:
+        if "log_epsilon" in self._parameters:
+            return _apply_learned(x, self._family, self.n, self.log_epsilon)
         return _apply(x, self._family, self.n, self.epsilon)
 
 
@@ -67,19 +84,19 @@ class GEM(_Module):
 
 
 class EGEM(_Module):
-    """GEM at the scale epsilon."""
+    """GEM at the scale epsilon, which is where training begins if it is learnable."""
 
-    def __init__(self, n: int = 1, epsilon: float = 1.0) -> None:
-        super().__init__(n, epsilon)
+    def __init__(self, n: int = 1, epsilon: float = 1.0, *, learnable: bool = False) -> None:
+        super().__init__(n, epsilon, learnable)
 
 
 class SEGEM(_Module):
-    """The identity above 0 and a smooth floor of -epsilon below: no dead neurons."""
+    """The identity above 0 and a smooth floor of -epsilon below: no dead neurons. epsilon may be learnable."""
 
     _family = "segem"
 
-    def __init__(self, n: int = 1, epsilon: float = 1.0) -> None:
-        super().__init__(n, epsilon)
+    def __init__(self, n: int = 1, epsilon: float = 1.0, *, learnable: bool = False) -> None:
+        super().__init__(n, epsilon, learnable)
 
 
 def save(
@@ -107,6 +124,38 @@ def _apply(x: Tensor, family: Family, n: int, epsilon: float) -> Tensor:
         operator = torch.ops.gemedge.gem if family == "gem" else torch.ops.gemedge.segem
         return operator(x, n, epsilon)
     return _Value.apply(x, family, n, epsilon)
+
+
+def _apply_learned(x: Tensor, family: Family, n: int, log_epsilon: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        raise TypeError(f"{family} takes a floating-point tensor, not {x.dtype}")
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        epsilon = log_epsilon.exp().to(x.dtype)
+        return _apply(x / epsilon, family, n, 1.0) * epsilon
+    return _Learned.apply(x, log_epsilon, family, n)
+
+
+class _Learned(torch.autograd.Function):
+    """The activation at exp(log_epsilon): with t = x / epsilon, f = epsilon g(t), so that df / d log(epsilon) is
+    f - x f'(x). Differentiable once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_epsilon: Tensor, family: Family, n: int) -> Tensor:
+        ctx.save_for_backward(x, log_epsilon)
+        ctx.parameters = family, n
+        return _in_float32(x, lambda wide: _value(wide, family, n, log_epsilon.exp()))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, log_epsilon = ctx.saved_tensors
+        family, n = ctx.parameters
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        scale = log_epsilon.exp().to(wide.dtype)
+        by_x = _slope(wide, grad.to(wide.dtype), family, n, scale).to(x.dtype)
+        by_log = (grad.to(wide.dtype) * _by_log_epsilon(wide, family, n, scale)).sum().to(log_epsilon.dtype)
+        return by_x, by_log, None, None
 
 
 class _Value(torch.autograd.Function):
@@ -163,9 +212,10 @@ def _in_float32(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 # What follows works in as few buffers as it can: for a large tensor a fresh buffer costs as much as arithmetic.
 
 
-def _value(x: Tensor, family: Family, n: int, epsilon: float) -> Tensor:
+def _value(x: Tensor, family: Family, n: int, epsilon: float | Tensor) -> Tensor:
     """The formulas of gemedge.activation, to the same bits."""
-    scale = x.new_full((), epsilon)  # a Python number would become its reciprocal: other bits
+    # a Python number would become its reciprocal: other bits
+    scale = epsilon.to(x.dtype) if isinstance(epsilon, Tensor) else x.new_full((), epsilon)
     if family == "segem":
         t, s = _rising_sum(x, n, scale)
         s.div_(t.copy_(s).add_(1)).mul_(scale)
@@ -174,22 +224,36 @@ def _value(x: Tensor, family: Family, n: int, epsilon: float) -> Tensor:
     return r.div_(_even_power(scale / r, n).add_(1))
 
 
-def _slope(x: Tensor, grad: Tensor, family: Family, n: int, epsilon: float) -> Tensor:
+def _slope(x: Tensor, grad: Tensor, family: Family, n: int, epsilon: float | Tensor) -> Tensor:
     """grad * f'(x); with s the gate, GEM's is s * (1 + 2n * (1 - s)), and SE-GEM's S'(t) / S(t)^2."""
     if family == "segem":
-        t, s = _rising_sum(x, n, x.new_full((), epsilon))
+        t, s = _rising_sum(x, n, epsilon if isinstance(epsilon, Tensor) else x.new_full((), epsilon))
         slope = torch.full_like(t, 2 * n)
         for power in range(2 * n - 1, 0, -1):
             slope.mul_(t).add_(power)
         s.add_(1)
         return grad * slope.div_(s).div_(s)
     if torch.compiler.is_compiling():  # fused code counts divisions: one, of t clamped so that t^(2n) is finite
-        raised = even_power(x.clamp(0, segem_limit(n) * epsilon) * (1 / epsilon), n)
+        raised = even_power((x * (1 / epsilon)).clamp(0, segem_limit(n)), n)
         rest = 1 / (1 + raised)
         return grad * (raised * rest * (1 + 2 * n * rest))
     q = x.clamp(min=0).reciprocal_()
-    s = _even_power(q if epsilon == 1 else q.mul_(epsilon), n).add_(1).reciprocal_()
+    s = _even_power(q if type(epsilon) is float and epsilon == 1 else q.mul_(epsilon), n).add_(1).reciprocal_()
     return (grad * s).mul_(s.mul_(-2 * n).add_(1 + 2 * n))
+
+
+def _by_log_epsilon(x: Tensor, family: Family, n: int, scale: Tensor) -> Tensor:
+    """f - x f'(x): -2n x s (1 - s) of GEM's gate s, and epsilon (t S' + S - S^2) / S^2 of SE-GEM."""
+    if family == "segem":
+        t, s = _rising_sum(x, n, scale)
+        weighted = torch.full_like(t, 2 * n)  # S', by Horner's rule
+        for power in range(2 * n - 1, 0, -1):
+            weighted.mul_(t).add_(power)
+        total = s + 1
+        return (weighted.div_(total).mul_(t) - s).div_(total).mul_(scale).masked_fill_(x.isnan(), math.nan)
+    r = torch.threshold(x, 0, 0).clamp_(max=torch.finfo(x.dtype).max)
+    gate = _even_power(scale / r, n).add_(1).reciprocal_()
+    return _even_power(r / scale, n).add_(1).reciprocal_().mul_(gate).mul_(r).mul_(-2 * n)
 
 
 def _rising_sum(x: Tensor, n: int, scale: Tensor) -> tuple[Tensor, Tensor]:

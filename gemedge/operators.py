@@ -366,7 +366,8 @@ class LayerNormalization(Operator):
 
 
 def _weighted_bound(weight: np.ndarray, bias: np.ndarray, tensor: Tensor) -> int:
-    sums = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1)
+    magnitudes = np.abs(weight, dtype=np.int64 if weight.dtype.itemsize > 2 else np.int32)  # a copy costs memory
+    sums = magnitudes.reshape(len(weight), -1).sum(1, dtype=np.int64)
     return int((sums * tensor.reach + np.abs(bias.astype(np.int64))).max())
 
 

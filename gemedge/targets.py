@@ -21,6 +21,7 @@ How = Literal["counted", "emulated", "estimated"]
 _CERTAINTY: tuple[How, ...] = ("counted", "emulated", "estimated")
 _SIZE = re.compile(r"(\d{1,12})\s*([kKmM]?)(?:i?[bB])?")
 _LARGEST = 3
+_IN_FLASH = (".text", ".rodata", ".data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,35 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Cycles:
+    """At least low and at most high, both included."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low:,} to {self.high:,}"
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """What ran on the emulated target: instructions by layer, bytes of code and of stack."""
+    """What ran on the emulated target, of one sample: instructions and cycles by layer and of the whole run, bytes of
+    code, of the program's sections, of its arena and of stack. Cycles are known of some targets only.
+    """
 
     instructions: Mapping[str, int] = field(default_factory=dict)
+    cycles: Mapping[str, Cycles] = field(default_factory=dict)
+    all_instructions: int | None = None
+    all_cycles: Cycles | None = None
+    sections: Mapping[str, int] = field(default_factory=dict)
     code: int | None = None
+    arena: int | None = None
     stack: int | None = None
+
+    @property
+    def flash(self) -> int | None:
+        """Bytes of what a program keeps in flash: also what its variables begin as."""
+        return sum(self.sections.get(name, 0) for name in _IN_FLASH) if self.sections else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +81,7 @@ class LayerCost:
     constants: int
     live: int
     instructions: Figure
+    cycles: Cycles | None = None
 
     @property
     def flash(self) -> int:
@@ -65,13 +90,14 @@ class LayerCost:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A network on a target. code: of the kernels that it uses. Times are of one sample."""
+    """A network on a target. code: of the kernels that it uses. Times are of one sample. measured: what ran there."""
 
     target: Target
     layers: tuple[LayerCost, ...]
     code: Figure
     arena: Figure
     stack: Figure
+    measured: Measured = field(default_factory=Measured)
 
     @property
     def weights(self) -> Figure:
@@ -91,10 +117,16 @@ class Estimate:
 
     @property
     def instructions(self) -> Figure:
+        """Of the whole run; where it was measured, a little less than its layers, which were shown meanwhile."""
+        if self.measured.all_instructions is not None:
+            return Figure(self.measured.all_instructions, "emulated")
         return sum((layer.instructions for layer in self.layers), Figure(0, "counted"))
 
     @property
     def flash(self) -> Figure:
+        """Of the program built for the target, where there is one; else the sum of its parts."""
+        if self.measured.flash is not None:
+            return Figure(self.measured.flash, "emulated")
         return self.weights + self.tables + self.constants + self.code
 
     @property
@@ -110,6 +142,8 @@ class Estimate:
         return {
             "target": self.target.name,
             "totals": {name: _told(figure) for name, figure in self.totals().items()},
+            "cycles": _span(self.measured.all_cycles),
+            "sections": dict(self.measured.sections),
             "layers": [
                 {
                     "layer": layer.name,
@@ -120,6 +154,7 @@ class Estimate:
                     "constants": layer.constants,
                     "live": layer.live,
                     "instructions": _told(layer.instructions),
+                    "cycles": _span(layer.cycles),
                 }
                 for layer in self.layers
             ],
@@ -145,9 +180,9 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def plan_for(model: QuantizedModel, target: Target) -> Plan:
-    """The arena with the scratch memory that this target's kernels need."""
-    scratch = {layer.name: scratch_bytes(layer, model, target) for layer in model.layers}
+def plan_for(model: QuantizedModel) -> Plan:
+    """The arena with the scratch memory that kernels need."""
+    scratch = {layer.name: scratch_bytes(layer, model) for layer in model.layers}
     return plan(model, scratch=scratch)
 
 
@@ -156,7 +191,7 @@ def estimate(model: QuantizedModel, target: Target, measured: Measured | None = 
     known = measured or Measured()
     if unknown := known.instructions.keys() - {layer.name for layer in model.layers}:
         raise FormatError(f"instructions of {sorted(unknown)[0]!r}, which is no layer")
-    planned = plan_for(model, target)
+    planned = plan_for(model)
     stored = count(model)
     layers = []
     for index, layer in enumerate(model.layers):
@@ -166,13 +201,15 @@ def estimate(model: QuantizedModel, target: Target, measured: Measured | None = 
         macs = multiply_accumulates(layer, model)
         live = _live(planned, index)
         kind = type(layer).__name__
-        layers.append(LayerCost(layer.name, kind, macs, held.weights, held.tables, held.constants, live, cost))
+        cycles = known.cycles.get(layer.name)
+        layers.append(LayerCost(layer.name, kind, macs, held.weights, held.tables, held.constants, live, cost, cycles))
     return Estimate(
         target,
         tuple(layers),
         _measured(known.code, code_bytes(model, target)),
-        Figure(planned.size, "estimated" if planned.scratch else "counted"),
+        _arena(known.arena, planned),
         _measured(known.stack, stack_bytes(model, target)),
+        known,
     )
 
 
@@ -222,5 +259,13 @@ def _measured(found: int | None, otherwise: float) -> Figure:
     return Figure(math.ceil(otherwise), "estimated") if found is None else Figure(found, "emulated")
 
 
+def _arena(found: int | None, planned: Plan) -> Figure:
+    return Figure(planned.size, "counted") if found is None else _measured(found, 0)
+
+
 def _told(figure: Figure) -> dict[str, Any]:
     return {"value": figure.value, "how": figure.how}
+
+
+def _span(cycles: Cycles | None) -> dict[str, int] | None:
+    return None if cycles is None else {"low": cycles.low, "high": cycles.high}

@@ -273,3 +273,32 @@ def test_core_loads_numpy_only():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_an_activation_becomes_one_header(run, tmp_path):
+    status, out, err = run("activation", "segem(n=2, epsilon=0.5)", "--emit-c", "my-act.h")
+    assert (status, err) == (0, "")
+    assert "all 65,536 inputs: 0 misrounded" in out
+    text = (tmp_path / "my-act.h").read_text()
+    assert text.startswith("/* segem(n=2, epsilon=0.5) in integers")
+    assert "void my_act(const int16_t *in, int16_t *out, uint32_t count)" in text
+    assert run("activation", "gem(n=1)", "--in", "Q3.4", "--emit-c")[0] == 0
+    assert "void gem_n_1_q3_4(const int8_t *in, int16_t *out" in (tmp_path / "gem_n_1_q3_4.h").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--emit-c", "act.txt"], 2, "--emit-c act.txt: the file of a C header ends in .h"),
+        (["--emit-c", "same.h", "-o", "same.h"], 2, "-o and --emit-c both name same.h; give each a file"),
+        (["--emit-c", "there.h"], 6, "there.h exists; --force replaces it"),
+        (["--emit-c", "a.h", "--sweep"], 2, "--emit-c is not for --sweep, which makes many kernels"),
+        (["--emit-c", "a.h", "--out", "Q3.28"], 4, "in C: it takes 8 and 16 bits"),
+    ],
+)
+def test_a_header_that_cannot_be_written_is_one_line(run, tmp_path, arguments, status, message):
+    (tmp_path / "there.h").write_text("mine")
+    code, _, err = run("activation", "gem(n=1)", *arguments)
+    assert (code, message in err) == (status, True), err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there.h"]
+    assert (tmp_path / "there.h").read_text() == "mine"

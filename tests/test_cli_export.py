@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import struct
 import subprocess
 import sys
 from contextlib import suppress
@@ -257,6 +258,34 @@ def test_comparison_finds_the_worst_element(wrong, passes):
     got[1, 0] += np.float32(wrong)
     found = check.compare("example", "y", wanted, got)
     assert (found.index, found.passes) == ((1, 0), passes)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "ulp"),
+    [
+        (np.float32([1, 2, 3]), np.float32([1, 2, np.nextafter(np.float32(3), np.float32(4))]), 1),
+        (np.float32([0, 1]), np.float32([-0.0, 1]), 0),
+        (np.float32([-1.4e-45, 1]), np.float32([1.4e-45, 1]), 2),
+        (np.float32([1, 0]), np.float32([-1, 0]), 2 * 0x3F800000),
+        (np.float16([1, np.nan]), np.float16([1.001, np.nan]), 1),
+        (np.float64([-1.7e308]), np.float64([1.7e308]), 2 * struct.unpack("<q", struct.pack("<d", 1.7e308))[0]),
+        (np.int64([7, 9]), np.int64([7, 4]), 5),
+        (np.float32([]), np.float32([]), 0),
+        (np.float32(2), np.float32(2), 0),
+    ],
+)
+def test_comparison_counts_units_in_the_last_place(wanted, got, ulp):
+    assert check.compare("example", "y", wanted, got).max_ulp == ulp
+
+
+def test_comparison_in_blocks_is_that_of_the_whole(monkeypatch):
+    wanted = np.random.default_rng(0).standard_normal((6, 7)).astype(np.float32)
+    got = wanted + np.random.default_rng(1).standard_normal((6, 7)).astype(np.float32)
+    whole = check.compare("example", "y", wanted, got)
+    error = np.abs(wanted.astype(np.float64) - got)
+    assert (whole.index, whole.max_abs) == (np.unravel_index(error.argmax(), error.shape), error.max())
+    monkeypatch.setattr(check, "_BLOCK", 5)
+    assert check.compare("example", "y", wanted, got) == whole
 
 
 @pytest.mark.parametrize(

@@ -16,29 +16,35 @@ from gemedge import model_file
 from gemedge.capture import capture_module
 from gemedge.cli import _status
 from gemedge.export import to_c
+from gemedge.export.folder import MODEL
 from gemedge.fixed import Rounding
+from gemedge.model import QuantizedModel
 from gemedge.quant.quantize import quantize
 
-NAMES = sorted(to_c.FILES)
+OWN = ["CMakeLists.txt", "README.md", "gemedge_float.h", "model.c", "model.h", "model_float.h"]
+NAMES = sorted([*OWN, MODEL, *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
 
 
 def gemedge(*arguments: object) -> int:
     return _status([str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def quantized(tmp_path):
-    """A small network's .gemq file."""
+def small_network() -> QuantizedModel:
     torch.manual_seed(0)
     x = torch.randn(20, 3)
     found = capture_module(nn.Sequential(nn.Linear(3, 4), gnn.GEM(1)), x[:1])
-    model = quantize(
+    return quantize(
         found.model,
         ranges_of(float_tensors(found.model, {"input": x.numpy()})),
         scheme="int16x8",
         rounding=Rounding.SINGLE,
     )
-    (tmp_path / "my-net.gemq").write_bytes(model_file.save(model))
+
+
+@pytest.fixture
+def quantized(tmp_path):
+    """A small network's .gemq file."""
+    (tmp_path / "my-net.gemq").write_bytes(model_file.save(small_network()))
     return tmp_path / "my-net.gemq"
 
 
@@ -57,6 +63,23 @@ def test_json_says_what_was_written_and_how_large_the_arena_is(quantized, capsys
     told = json.loads(capsys.readouterr().out)
     assert {str(folder / name): (folder / name).stat().st_size for name in NAMES} == told["files"]
     assert f"#define MY_NET_ARENA_SIZE {told['arena']}\n" in (folder / "model.h").read_text()
+
+
+@pytest.mark.parametrize(
+    ("choice", "form"),
+    [("auto", "gemedge_activate_compact"), ("reciprocal", "gemedge_activate_compact"), ("table", "gemedge_activate_")],
+)
+def test_an_activation_of_16_bits_is_written_in_the_form_asked_for(quantized, choice, form, capsys):
+    folder = quantized.with_name(choice)
+    assert gemedge("export", quantized, "--format", "c", "--activation", choice, "-o", folder, "--json") == 0
+    assert form in (folder / "model.c").read_text()
+    told = json.loads(capsys.readouterr().out)
+    assert told["activations"] == {"reciprocal of 32 bits": 1}
+
+
+def test_the_form_of_activations_is_for_c(quantized, capsys):
+    assert gemedge("export", quantized, "--activation", "table") == 2
+    assert "--activation is for --format c" in capsys.readouterr().err
 
 
 def test_files_that_exist_are_replaced_by_force_alone(quantized, capsys):
@@ -79,6 +102,9 @@ def damaged(path):
     [
         (["--gem", "custom"], None, 2, "--gem is not for --format c"),
         (["--opset", "18"], None, 2, "--opset is not for --format c"),
+        (["--vectors", "3"], None, 2, "--vectors needs --data, which they come from"),
+        (["--project", "make"], None, 2, "'make' is not one of 'cmake', 'arduino', 'zephyr'"),
+        (["--data", "missing.npz"], None, 5, "missing.npz"),
         ([], damaged, 3, "my-net.gemq: "),
         ([], lambda path: path.write_bytes(b"x" * 100), 3, "my-net.gemq: "),
         ([], lambda path: path.unlink(), 3, "my-net.gemq"),

@@ -1,5 +1,6 @@
 """gemedge.confined: whatever happens in the child, the parent gets one error and nobody is left running."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -33,6 +34,20 @@ def test_values_and_bytes_go_there_and_back():
     assert {name: bytes(part) for name, part in parts.items()} == {
         name: bytes(blob)[::-1] for name, blob in blobs.items()
     }
+
+
+def test_a_list_of_pieces_arrives_joined():
+    _, parts = confined.call("confined_jobs:echo", {}, {"a": [memoryview(b"abc"), memoryview(b"de")], "b": b"f"})
+    assert {name: bytes(part) for name, part in parts.items()} == {"a": b"edcba", "b": b"f"}
+
+
+def test_a_released_blob_is_read_again(tmp_path):
+    (tmp_path / "blob").write_bytes(bytes(range(256)) * 64)
+    with open(tmp_path / "blob", "rb") as file:
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[256:512]
+    confined.release(view)
+    confined.release(b"not mapped")
+    assert bytes(view) == bytes(range(256))
 
 
 def test_a_job_that_computes_without_end_is_stopped(tmp_path):

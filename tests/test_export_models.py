@@ -442,3 +442,11 @@ def test_the_same_model_gives_the_same_bytes_in_another_folder_locale_and_hash_s
     kinds = iter([EGEM(2, 0.3), SEGEM(1, 0.1)])
     content = exported(network.model(lambda: next(kinds)), network.inputs(), dynamic=network.dynamic)
     assert hashlib.sha256(content).hexdigest() in one
+
+
+def test_packing_copies_no_weight():
+    weight = np.arange(1024, dtype=np.float32).reshape(32, 32)
+    value = ir.Value(name="weight", const_value=ir.tensor(weight, name="weight"))
+    _, pieces = packing.pack(ir.Model(ir.Graph([], [], nodes=[], initializers=[value]), ir_version=10))
+    assert any(np.shares_memory(np.frombuffer(piece, np.uint8), weight) for piece in pieces)
+    assert b"".join(pieces) == weight.tobytes()

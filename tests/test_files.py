@@ -275,3 +275,25 @@ def test_a_free_place_is_not_refused(tmp_path):
     files.refuse_existing(tmp_path / "new", force=False)
     files.refuse_existing(tmp_path / "there", force=True)
     assert (tmp_path / "there").exists()
+
+
+def test_a_folder_of_folders_is_written_whole_or_not_at_all(tmp_path):
+    wanted = {"src/a": b"1", "src/inner/b": b"2", "c": b"3"}
+    (tmp_path / "out/src/inner/b").mkdir(parents=True)
+    with pytest.raises(OutputError):
+        files.write_folder(tmp_path / "out", wanted, force=False)
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["b", "inner", "src"]
+    files.write_folder(tmp_path / "new", wanted, force=False)
+    assert {
+        str(p.relative_to(tmp_path / "new")): p.read_bytes() for p in (tmp_path / "new").rglob("*") if p.is_file()
+    } == wanted
+
+
+def test_folders_made_for_files_that_cannot_be_written_do_not_stay(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_write_all", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        files.write_folder(tmp_path / "new", {"src/inner/b": b"2", "c": b"3"}, force=False)
+    assert list(tmp_path.iterdir()) == []

@@ -217,7 +217,7 @@ def test_source_is_clean_c99(level, tmp_path):
 
 def test_source_has_no_undefined_behaviour(empty_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "cc -fsanitize=undefined,float-cast-overflow -fsanitize-undefined-trap-on-error")
-    assert "undefined" in " ".join(run._compilers()[0].command)
+    assert "undefined" in " ".join(run.compilers()[0].command)
     codes = np.arange(65536, dtype=np.uint16).view(np.float16)
     for x in (inputs(np.float32), inputs(np.float64), codes):
         for activation in (Activation.gem(5), Activation.segem(16, 1.0)):

@@ -135,6 +135,55 @@ def test_module_reads_well(module, text):
     assert repr(module) == text
 
 
+LEARNED = [gnn.EGEM(1, 0.7, learnable=True), gnn.EGEM(3, 0.02, learnable=True), gnn.SEGEM(1, 0.7, learnable=True),
+           gnn.SEGEM(3, 2.0, learnable=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", LEARNED, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_learned_epsilon_has_the_bits_of_the_fixed_one(module, dtype):
+    x = inputs(dtype)
+    fixed = type(module)(module.n, module.epsilon)
+    torch.testing.assert_close(module(x), fixed(x), rtol=0, atol=0, equal_nan=True)
+    assert module.activation == fixed.activation
+    assert repr(module) == repr(fixed)[:-1] + ", learnable=True)"
+
+
+@pytest.mark.parametrize("module", LEARNED, ids=str)
+def test_gradient_by_the_logarithm_of_epsilon_is_that_of_the_value(module):
+    x = torch.tensor([-3.0, -0.4, -0.05, 0.02, 0.3, 1.1, 5.0], dtype=torch.float64, requires_grad=True)
+    torch.compiler.reset()  # or torch counts how often it compiled the same method for other modules
+    module = copy.deepcopy(module).double()
+    assert torch.autograd.gradcheck(lambda x, _: module(x), (x, module.log_epsilon))
+    compiled = torch.compile(module, fullgraph=True)
+    found = torch.autograd.grad(compiled(x).square().sum(), [x, module.log_epsilon])
+    torch.testing.assert_close(found, torch.autograd.grad(module(x).square().sum(), [x, module.log_epsilon]))
+
+
+@pytest.mark.parametrize("module", LEARNED, ids=str)
+def test_gradient_by_the_logarithm_of_epsilon_has_its_limits_at_the_edges(module):
+    module, family = copy.deepcopy(module), type(module)
+    for x in (3.4e38, float("inf"), 1e-45, 0.0, -0.0, -1e-45):
+        (slope,) = torch.autograd.grad(module(torch.tensor(x)), module.log_epsilon)
+        assert abs(slope.item()) < 1e-30, x
+    for x in (-3.4e38, -float("inf")):  # SE-GEM tends to -epsilon, whose logarithmic slope is -epsilon
+        (slope,) = torch.autograd.grad(module(torch.tensor(x)), module.log_epsilon)
+        assert slope.item() == pytest.approx(-module.epsilon if family is gnn.SEGEM else 0.0)
+    assert torch.autograd.grad(module(torch.tensor(float("nan"))), module.log_epsilon)[0].isnan()
+
+
+def test_training_moves_epsilon_to_the_one_that_made_the_data():
+    torch.manual_seed(0)
+    x = torch.randn(500)
+    module = gnn.EGEM(1, 1.0, learnable=True)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (module(x) - gnn.egem(x, 1, 0.3)).square().mean().backward()
+        optimizer.step()
+    assert module.epsilon == pytest.approx(0.3, rel=0.01)
+
+
 @pytest.mark.parametrize("make", [lambda: gnn.GEM(0), lambda: gnn.EGEM(1, -1.0), lambda: gnn.segem(torch.ones(1), 1.5)])
 def test_impossible_parameters_are_refused(make):
     with pytest.raises(ActivationError, match="must be"):

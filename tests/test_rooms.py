@@ -24,15 +24,17 @@ ROOMS = {
     ),
     "export": (
         {"core", "capture", "export"},
-        {"numpy", "onnx", "onnx_ir", "onnxruntime", "safetensors", "flatbuffers", "tflite_micro"},
+        {"numpy", "onnx", "onnx_ir", "onnxruntime", "safetensors", "unicorn", "elftools", "capstone", "flatbuffers"}
+        | {"ai_edge_litert", "tflite_micro"},
     ),
     "cli": ({"core", "nn", "capture", "quant", "export", "cli"}, {"numpy", "click", "rich", "matplotlib"}),
 }
 WRITERS = {"cli", "nn"}
 CACHE = "export/run.py"
-FILE_WRITERS = {  # the one that writes, the one that hands over unnamed files, the one whose compiler writes
+FILE_WRITERS = {  # the one that writes, the one that hands over unnamed files, those whose compiler writes
     "files.py",
     "confined.py",
+    "export/build.py",
     CACHE,
 }
 WRITING_CALLS = {"write_text", "write_bytes", "savez", "savez_compressed", "save_model", "savefig", "tofile", "mkstemp"}

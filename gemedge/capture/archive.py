@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from gemedge.errors import ModelError
 
@@ -106,10 +107,15 @@ def parse_archive(data: memoryview | bytes) -> Archive:
 def write_archive(records: Mapping[str, bytes | memoryview], folder: str) -> bytes:
     """A stored zip archive of the records in their order: the same records give the same bytes."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as writer:
+    write_into(buffer, records, folder)
+    return buffer.getvalue()
+
+
+def write_into(file: IO[bytes], records: Mapping[str, bytes | memoryview], folder: str) -> None:
+    """What write_archive gives, into a file at its beginning."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as writer:
         for name, content in records.items():
             writer.writestr(zipfile.ZipInfo(f"{folder}/{name}", (1980, 1, 1, 0, 0, 0)), content)
-    return buffer.getvalue()
 
 
 # The directory at the end

@@ -119,3 +119,8 @@ def probes(example: Mapping[str, np.ndarray], free_batch: bool) -> dict[str, Arr
     if free_batch:
         made["three samples"] = {name: np.resize(array, (3, *array.shape[1:])) for name, array in example.items()}
     return made
+
+
+def in_rows(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Each array with its numbers in row order, as safetensors takes them; copied only where they are not."""
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}

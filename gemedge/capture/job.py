@@ -13,8 +13,8 @@ import numpy as np
 import safetensors.numpy as tensors
 
 from gemedge.capture import DEFAULT_OPSET, Captured, InputShape, Source, dynamic_of, packing
-from gemedge.capture.inputs import Arrays, check_example
-from gemedge.confined import Blobs, Phase, enter
+from gemedge.capture.inputs import Arrays, check_example, in_rows
+from gemedge.confined import Blob, Blobs, Phase, enter, release
 from gemedge.errors import DataError, ModelError, UnsupportedError, UsageError, reason
 
 if TYPE_CHECKING:
@@ -63,12 +63,15 @@ def run(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple[dict[st
         {name: example[str(index)] for index, name in enumerate(asked["names"])},
     )
     result = _capture(source, asked["opset"])
-    graph, pieces = packing.pack(result.model)
-    blobs: dict[str, bytes | memoryview] = {"graph": graph, "data": b"".join(pieces)}
-    for name in result.probes:
-        blobs[f"probe {name}"] = tensors.save({k: np.array(v) for k, v in result.probes[name].items()})
-        blobs[f"expected {name}"] = tensors.save({k: np.array(v) for k, v in result.expected[name].items()})
-    return {"probes": list(result.probes), "notes": list(result.notes)}, blobs
+    model, probes, expected = result.model, dict(result.probes), dict(result.expected)
+    reply = {"probes": list(probes), "notes": list(result.notes)}
+    del result  # what is packed is let go: large models have large outputs
+    blobs: dict[str, Blob] = {}
+    for name in reply["probes"]:
+        blobs[f"probe {name}"] = tensors.save(in_rows(probes.pop(name)))
+        blobs[f"expected {name}"] = tensors.save(in_rows(expected.pop(name)))
+    graph, pieces = packing.pack(model)
+    return reply, blobs | {"graph": graph, "data": pieces}
 
 
 def _capture(source: Source, opset: int | None) -> Captured:
@@ -133,6 +136,7 @@ def _torch(source: Source, kind: Any, data: memoryview, opset: int, notes: list[
     seconds = 300 + len(data) // _MB
     if kind is Kind.PT2:
         program = pt2.load(archive.parse_archive(data), on_checked=lambda: _enter_torch(source, data))
+        release(data)
         from gemedge.capture import live
 
         given = dict(source.example) or live.random_example(program, source.input_shapes)

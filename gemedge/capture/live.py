@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from gemedge.capture import Captured, reference, trace, varying
+from gemedge.capture import Captured, learned, reference, trace, varying
 from gemedge.capture.inputs import Arrays, InputShape, by_input, random_input
 from gemedge.capture.trace import Dimensions
 from gemedge.errors import DataError, UnsupportedError, UsageError
@@ -60,12 +60,13 @@ def captured(
     the program's own, or makes one.
     """
     model = trace.to_onnx(program, opset, dynamic)
+    notes = learned.fold(model)
     tensors = _checked_example(program, example) if example is not None else _own_example(program)
     names = [value.name or "" for value in model.graph.inputs]
     if len(names) != len(tensors):
         raise UnsupportedError(f"the model has {len(tensors)} tensor inputs, its ONNX form {len(names)}")
     arrays = {name: _array(tensor) for name, tensor in zip(names, tensors, strict=True)}
-    return reference.captured(model, arrays, _Runner(program, len(model.graph.outputs)))
+    return reference.captured(model, arrays, _Runner(program, len(model.graph.outputs)), notes)
 
 
 class _Runner:

@@ -38,7 +38,7 @@ def pack(model: ir.Model, location: str = "data") -> tuple[bytes, list[memoryvie
     pieces: list[memoryview] = []
     offset = 0
     for value, tensor in _large(model):
-        raw = memoryview(tensor.tobytes())
+        raw = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data  # the weight itself, no copy
         padding = -offset % _ALIGNMENT
         pieces += [memoryview(bytes(padding)), raw]
         offset += padding + raw.nbytes

@@ -6,9 +6,9 @@ what was checked, written anew, reaches torch. Everything but `load` is free of 
 """
 
 import importlib
-import io
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,10 @@ def load(model: Archive, *, on_checked: Callable[[], None] = lambda: None) -> "t
     logger = logging.getLogger("torch.export")
     logger.addFilter(watcher)
     try:
-        program = torch.export.load(io.BytesIO(archive.write_archive(checked, "model")))
+        with tempfile.TemporaryFile() as file:  # in memory it would be the weights a third time
+            archive.write_into(file, checked, "model")
+            file.seek(0)
+            program = torch.export.load(file)
         program.example_inputs = _example(model.records)
     except Exception as error:
         raise ModelError(f"torch cannot read it: {_reason(watcher.error or error)}") from error

@@ -23,11 +23,13 @@ OUR_BUG = 70
 COMMANDS = {
     "activation": "Certify an activation in integers and compare it with the usual tables.",
     "calibrate": "Find the range of every tensor of a model from data.",
-    "export": "Write a model as ONNX, checked against the original.",
+    "export": "Write a model as ONNX or TensorFlow Lite, checked, or as C.",
     "inspect": "Say what a file of ours is, and check its certificates again.",
     "quantize": "Turn a model into integers, with data to find its ranges.",
     "report": "Say how far integers are from the float model, why, and what to change.",
+    "run": "Run exported C on an emulated target and compare every layer.",
     "simulate": "Run a quantized model with integers only.",
+    "verify": "Run a quantized model in every engine there is, and compare every layer.",
 }
 
 

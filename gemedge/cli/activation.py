@@ -1,5 +1,6 @@
 """`gemedge activation`: an activation in integers, its certificate, and what the usual tables would do."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,6 +26,9 @@ _RELU = Activation.rational(negative=Branch(), positive=Branch(slope=Fraction(1)
 @click.option("--out", "target", default="Q3.12", show_default=True, help="Output, written likewise.")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="Save the kernel, or the sweep's CSV, here.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it into this .png, .svg or .pdf file.")
+@click.option(
+    "--emit-c", "emitted", is_flag=False, flag_value="", metavar="[FILE.h]", help="Write it as one C header, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--sweep", is_flag=True, help="Certify a grid of n, epsilon and formats; -o takes the CSV.")
 @click.option("--ns", default="1,2,3,4", show_default=True, help="--sweep: the values of n.")
@@ -39,6 +43,7 @@ def command(
     target: str,
     output: Path | None,
     plot: Path | None,
+    emitted: str | None,
     as_json: bool,
     sweep: bool,
     ns: str,
@@ -55,11 +60,8 @@ def command(
     """
     activation = Activation.parse(text)
     _check_options(sweep)
-    if output and plot and output.resolve() == plot.resolve():
-        raise UsageError(f"-o and --plot both name {output}; give each a file")
-    for path in (output, plot):
-        if path:
-            files.refuse_existing(path, force=force)
+    header = None if emitted is None else _header_file(emitted, activation, source)
+    _refuse_files({"-o": output, "--plot": plot, "--emit-c": header}, force=force)
     if plot:
         from gemedge.cli.activation_plot import check_plot
 
@@ -81,11 +83,35 @@ def command(
         written[plot] = draw(kernel, methods, plot.suffix[1:])
     if output:
         written[output] = as_bytes(stored)
+    if header:
+        from gemedge.export.activation_header import activation_header
+
+        written[header] = activation_header(kernel, methods[0].certificate, header.stem)
     files.write(written, force=force)
     if as_json:
         print_json({**stored, "comparison": [method.as_json() for method in methods]})
     else:
         _print(kernel, methods)
+
+
+def _header_file(given: str, activation: Activation, source: str) -> Path:
+    """The header to write: as given, or named after the activation and its input."""
+    path = Path(given or f"{re.sub(r'[^a-z0-9]+', '_', f'{activation} {source}'.lower()).strip('_')}.h")
+    if path.suffix not in (".h", ".hpp"):
+        raise UsageError(f"--emit-c {path}: the file of a C header ends in .h")
+    return path
+
+
+def _refuse_files(named: dict[str, Path | None], *, force: bool) -> None:
+    """Refuse files that exist, and one that two options name."""
+    seen: dict[Path, str] = {}
+    for option, path in named.items():
+        if path is None:
+            continue
+        if path.resolve() in seen:
+            raise UsageError(f"{seen[path.resolve()]} and {option} both name {path}; give each a file")
+        seen[path.resolve()] = option
+        files.refuse_existing(path, force=force)
 
 
 def _check_options(sweep: bool) -> None:
@@ -95,13 +121,16 @@ def _check_options(sweep: bool) -> None:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             if sweep and name in ("source", "target"):
                 raise UsageError(f"{option} is not for --sweep, which takes --formats")
-            if not sweep and name not in ("source", "target"):
+            if sweep and name == "emitted":
+                raise UsageError(f"{option} is not for --sweep, which makes many kernels")
+            if not sweep and name not in ("source", "target", "emitted"):
                 raise UsageError(f"{option} is for --sweep; give that too")
 
 
 _ONE_MODE_OPTIONS = {
     "source": "--in",
     "target": "--out",
+    "emitted": "--emit-c",
     "ns": "--ns",
     "epsilons": "--epsilons",
     "formats": "--formats",

@@ -53,13 +53,19 @@ def in_tflite(
     model: "QuantizedModel", runtime: "Runtime", integers: Mapping[str, np.ndarray], gem: "Form | None"
 ) -> list[LayerDifference]:
     """The layers in a TensorFlow Lite runtime, worst first."""
+    return differences(model, dict(integers) | made_in_tflite(model, runtime, integers, gem))
+
+
+def made_in_tflite(
+    model: "QuantizedModel", runtime: "Runtime", integers: Mapping[str, np.ndarray], gem: "Form | None"
+) -> dict[str, np.ndarray]:
+    """The integers of every layer by its tensor, as a TensorFlow Lite runtime makes them."""
     from gemedge.export import tflite_run, to_tflite
 
     written = to_tflite.to_tflite(model, gem=gem, observed=True)
     inputs = to_tflite.laid(written.inputs, [integers[value.name] for value in written.inputs])
     outputs = tflite_run.run(runtime, written.content, inputs, dynamic=written.dynamic)
-    made = {value.name: value.from_memory(array) for value, array in zip(written.outputs, outputs, strict=True)}
-    return differences(model, dict(integers) | made)
+    return {value.name: value.from_memory(array) for value, array in zip(written.outputs, outputs, strict=True)}
 
 
 def differences(model: "QuantizedModel", found: Mapping[str, np.ndarray]) -> list[LayerDifference]:

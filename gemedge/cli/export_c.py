@@ -1,28 +1,78 @@
 """gemedge export --format c: a quantized model in, a folder of C sources out."""
 
+import math
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemedge.cli import console
-from gemedge.errors import about
+from gemedge.errors import DataError, UsageError, about
+
+if TYPE_CHECKING:
+    from gemedge.export.c_activations import Choice
+    from gemedge.export.c_selftest import Vectors
+    from gemedge.model import QuantizedModel
+
+_SAMPLES, _NUMBERS = 4, 1 << 14  # of a self-test where nobody says how many: so few that they fit beside a model
 
 
-def write(model: Path, output: Path | None, *, force: bool, as_json: bool, quiet: bool) -> None:
-    """Write the sources of a .gemq file into a folder, all or none."""
+def write(
+    model: Path,
+    output: Path | None,
+    activation: "Choice",
+    project: str,
+    data: Path | None,
+    samples: int | None,
+    *,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the sources of a .gemq file into a folder, all or none. data: what a self-test's samples come from."""
     from gemedge import files, model_file
     from gemedge.capture.archive import open_bytes
-    from gemedge.export import to_c
+    from gemedge.cli import known_code
+    from gemedge.export import c_activations, to_c
+    from gemedge.export.folder import MODEL, Folder, compiled
 
+    if samples is not None and data is None:
+        raise UsageError("--vectors needs --data, which they come from")
     folder = output or model.with_name(f"{model.stem}_c")
-    files.refuse_folder(folder, to_c.FILES, force=force, inputs=(model,))
+    files.refuse_folder(folder, (), force=force)
     with about(model):
         quantized = model_file.load(open_bytes(model))
-        sources = to_c.to_c(quantized, model.stem)
+    vectors = None if data is None else _vectors(quantized, data, samples)
+    with about(model):
+        sources = to_c.to_c(quantized, model.stem, vectors, project, activation)  # type: ignore[arg-type]
+    runnable = "model.c" in sources  # gemedge run reads folders that hold it themselves
+    sources |= {MODEL: model_file.save(quantized)} if runnable else {}
+    files.refuse_folder(folder, sources, force=force, inputs=(model, data) if data else (model,))
+    name, arena = to_c.symbol(model.stem), to_c.arena_size(quantized)
     files.write_folder(folder, sources, force=force)
-    name = to_c.symbol(model.stem)
+    if runnable:
+        known_code.remember(Folder(quantized, compiled(sources), name, arena).digest)
     sizes = {str(folder / file): len(content) for file, content in sources.items()}
-    arena = to_c.arena_size(quantized)
+    forms = dict(Counter(c_activations.described(kernel, activation) for kernel in quantized.kernels.values()))
     if as_json:
-        console.print_json({"files": sizes, "format": "c", "symbol": name, "arena": arena})
+        console.print_json({"files": sizes, "format": "c", "symbol": name, "arena": arena, "activations": forms})
     elif not quiet:
         rows = [("function", f"{name}_run"), ("layers", str(len(quantized.layers))), ("arena", f"{arena:,} bytes")]
+        rows += [("activations" if i == 0 else "", f"{n} x {form}") for i, (form, n) in enumerate(forms.items())]
         console.print_fields(rows + [("file", f"{path}, {size:,} bytes") for path, size in sizes.items()])
+
+
+def _vectors(model: "QuantizedModel", data: Path, samples: int | None) -> "Vectors":
+    """The first samples of the data, and what the simulator gives for them."""
+    from gemedge.cli.simulate import open_batches
+    from gemedge.export.c_selftest import Vectors
+    from gemedge.quant.simulate import border, entered, simulate
+
+    ends = (*model.inputs, *model.outputs.values())
+    numbers = sum(math.prod(model.tensors[name].shape) for name in ends)
+    wanted = samples or min(_SAMPLES, max(1, _NUMBERS // max(numbers, 1)))
+    batches = open_batches(model, data, batch=wanted, limit=wanted)
+    if samples and batches.samples != samples:
+        raise DataError(f"{data}: --vectors {samples} of {batches.samples} samples")
+    given = next(iter(batches))
+    with about(data):
+        return Vectors(entered(model, border(model, given), Counter()), simulate(model, given, raw=True))

@@ -1,6 +1,5 @@
 """gemedge export --format tflite: a quantized model in, a file for LiteRT and TensorFlow Lite Micro out, checked."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,20 +14,7 @@ if TYPE_CHECKING:
 
     Checked = dict[str, list[LayerDifference] | str]  # a runtime that does not take the file says why
 
-_LONGEST_HEADER = 100_000_000
 _MOST_LSB = 1  # a layer's, where a runtime rounds by a law of its own
-
-
-def is_quantized(model: Path) -> bool:
-    """Whether the file is a .gemq file, by its header; safetensors files of weights are not."""
-    from gemedge.model_file import FORMAT
-
-    try:
-        with model.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            return json.dumps(FORMAT).encode() in stream.read(min(length, _LONGEST_HEADER))
-    except OSError:
-        return False
 
 
 def write(

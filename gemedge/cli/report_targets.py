@@ -39,7 +39,7 @@ class Chip:
         if self.target is None:
             return None
         found = estimate(model, self.target)
-        return Cost(found, plan_for(model, self.target), fits(found, self.flash, self.ram), self)
+        return Cost(found, plan_for(model), fits(found, self.flash, self.ram), self)
 
 
 class Cost:

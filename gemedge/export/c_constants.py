@@ -10,6 +10,8 @@ from gemedge.export.layout import Loops
 from gemedge.rational import NormalPolynomial, Piece
 
 _WIDTH = 110
+_REACH = 65000  # of 64 KB, some of which is the interrupt vectors
+_STORED = "static const GEMEDGE_FLASH"
 
 
 def number(value: int) -> str:
@@ -21,18 +23,33 @@ def number(value: int) -> str:
     return str(value) if -(1 << 31) < value < 1 << 31 else f"INT64_C({value})"
 
 
+def listed(ctype: str, texts: list[str]) -> str:
+    """The definition of an array of these numbers, @ for its name."""
+    return f"{ctype} @[{len(texts)}] = {{{wrapped(texts)}}}"
+
+
 class Constants:
     """Definitions in the order in which they were asked for. prefix: of the layer's names, `L3_dense`."""
 
     def __init__(self) -> None:
         self.prefix = ""
         self._lines: list[str] = []
-        self._names: dict[tuple[str, str], str] = {}
+        self._names: dict[str, str] = {}
         self._taken: set[str] = set()
 
     @property
     def text(self) -> str:
         return "\n".join(self._lines)
+
+    @property
+    def reached(self) -> str:
+        """A check that the 16-bit addresses of AVR reach them all: what they do not would be read elsewhere."""
+        sizes = "".join(f"\n    + sizeof {name}" for text, name in self._names.items() if _STORED in text)
+        return f"""
+#ifdef __FLASH
+typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u ? 1 : -1];
+#endif
+"""
 
     def array(self, role: str, ctype: str, values: np.ndarray | Iterable[int]) -> str:
         """The name of an array of these numbers in their order."""
@@ -40,9 +57,17 @@ class Constants:
         form = (lambda value: f"{value}u") if ctype == "uint32_t" else number
         return self._define(role, ctype, f"[{len(numbers)}]", "{" + wrapped([form(value) for value in numbers]) + "}")
 
+    def either(self, role: str, macro: str, one: str, other: str) -> str:
+        """The name that stands for @ in two definitions: one where the macro is defined, and otherwise the other."""
+        return self._place(role, f"#ifdef {macro}\n{_STORED} {one};\n#else\n{_STORED} {other};\n#endif")
+
     def structure(self, role: str, kind: str, value: str) -> str:
         """The name of a `struct gemedge_<kind>` of this value."""
         return self._define(role, f"struct gemedge_{kind}", "", value)
+
+    def function(self, role: str, arguments: str, body: str) -> str:
+        """The name of a function without a result that is kept apart, however many layers call it."""
+        return self._place(role, f"\nGEMEDGE_APART void @{arguments} {{\n{body}}}\n")
 
     def loops(self, role: str, loops: Loops) -> str:
         """The address of the loops."""
@@ -82,15 +107,18 @@ class Constants:
         return f"{{{array}, {len(written)}}}"
 
     def _define(self, role: str, ctype: str, size: str, value: str) -> str:
-        key = (ctype + size, value)
-        if key not in self._names:
+        return self._place(role, f"{_STORED} {ctype} @{size} = {value};")
+
+    def _place(self, role: str, definition: str) -> str:
+        """The name that stands for @ in the definition, the same one for the same definition."""
+        if definition not in self._names:
             name = f"{self.prefix}_{role}"
             while name in self._taken:
                 name += "_"
             self._taken.add(name)
-            self._names[key] = name
-            self._lines.append(f"static const {ctype} {name}{size} = {value};")
-        return self._names[key]
+            self._names[definition] = name
+            self._lines.append(definition.replace("@", name))
+        return self._names[definition]
 
 
 def wrapped(texts: Iterable[str]) -> str:

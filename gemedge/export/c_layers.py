@@ -3,13 +3,10 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
-
 from gemedge.errors import UnsupportedError
-from gemedge.export import c_moving
+from gemedge.export import c_activations, c_moving, c_sums
 from gemedge.export.c_constants import number
 from gemedge.export.c_writer import Writer, bytes_per, kind, table_of
-from gemedge.export.layout import broadcast_steps, loops
 from gemedge.model import Op
 from gemedge.moving import Clamp, Concatenate, Constant, Embed, Pad, Reshape, Spread, Take, Transpose
 from gemedge.operators import (
@@ -43,68 +40,11 @@ def call(to: Writer, index: int, layer: Op) -> str:
         raise UnsupportedError(f"layer {layer.name!r} ({type(layer).__name__}) in C: {error}") from error
 
 
-# Sums of products
-
-
-def _weights(to: Writer, layer: Convolution | Dense, weight: np.ndarray) -> tuple[str, str, str]:
-    """The operator's suffix, the input's address as its type, and the address of the weights."""
-    (given,), _ = to.tensors(layer)
-    suffix = f"i{given.quantized.bits}w{8 * weight.dtype.itemsize}"
-    names = (
-        to.constants.array("weight", f"int{8 * weight.dtype.itemsize}_t", weight),
-        to.constants.array("bias", "int32_t" if suffix == "i8w8" else "int64_t", layer.bias),
-        to.constants.array("mantissa", "int32_t", np.broadcast_to(layer.mantissa, (len(layer.bias),))),
-        to.constants.array("shift", "uint8_t", np.broadcast_to(layer.shift, (len(layer.bias),))),
-    )
-    held = to.constants.structure("weights", f"weights_{suffix}", f"{{{', '.join(names)}, {to.law(layer)}}}")
-    ctype = "int8_t" if given.quantized.bits == 8 else "gemedge_int16"
-    return suffix, f"(const {ctype} *)({to.address(given.name)})", f"&{held}"
-
-
-def _convolution(to: Writer, layer: Convolution) -> str:
-    (given,), made = to.tensors(layer)
-    outputs, group_in = layer.weight.shape[:2]
-    depthwise = layer.groups == given.shape[0] == outputs
-    weight = np.moveaxis(layer.weight, 1, -1)
-    suffix, source, by = _weights(to, layer, np.moveaxis(weight, 0, -1) if depthwise else weight)
-    window = to.window(layer, layer.weight.shape[2:], layer.dilations)
-    groups = "" if depthwise else f" {layer.groups}, {group_in}, {outputs // layer.groups},"
-    name = f"gemedge_{'depthwise' if depthwise else 'convolution'}_{suffix}"
-    zero = given.quantized.zero_point
-    return f"{name}({source}, {zero}, {window},{groups} {by}, {to.address(made.name)}, {to.format(made)});"
-
-
-def _dense(to: Writer, layer: Dense) -> str:
-    (given,), made = to.tensors(layer)
-    outputs, inputs = layer.weight.shape
-    suffix, source, by = _weights(to, layer, layer.weight)
-    rows, (in_step, out_step) = to.rows(layer)
-    return (
-        f"gemedge_dense_{suffix}({source}, {given.quantized.zero_point}, {inputs}u, {in_step}u, {by},"
-        f" {to.address(made.name)}, {to.format(made)}, {outputs}u, {out_step}u, {rows});"
-    )
-
-
-def _matrix_multiply(to: Writer, layer: MatrixMultiply) -> str:
-    given, made = to.tensors(layer)
-    axes = len(made.shape)
-    left, right = (broadcast_steps(t.shape, to.orders[t.name], axes) for t in given)
-    own = to.steps(made)
-    order = [axis for axis in to.orders[made.name] if axis < axes - 2]
-    found = to.loops("matrices", loops((*made.shape[:-2], 1, 1), [left, right, own], tuple(order), rows=True))
-    size = to.constants.array("size", "uint32_t", (made.shape[-2], given[0].shape[-1], made.shape[-1]))
-    step = to.constants.array("step", "uint32_t", (*left[-2:], *right[-2:], *own[-2:]))
-    return (
-        f"{to.operands(layer, (0, 0), (0, 0))}gemedge_matrix_multiply(of, {size}, {step}, {_rescaling(layer)},"
-        f" {to.law(layer)}, {to.address(made.name)}, {to.format(made)}, {found});"
-    )
-
-
-def _rescaling(layer: MatrixMultiply | Multiply) -> str:
-    return f"{int(layer.mantissa.reshape(-1)[0])}, {int(layer.shift.reshape(-1)[0])}u"
-
-
 # One number at a time
+
+
+def _rescaling(layer: Multiply) -> str:
+    return f"{int(layer.mantissa.reshape(-1)[0])}, {int(layer.shift.reshape(-1)[0])}u"
 
 
 def _mapped(to: Writer, layer: Op, name: str, by: str) -> str:
@@ -114,10 +54,12 @@ def _mapped(to: Writer, layer: Op, name: str, by: str) -> str:
 
 
 def _activate(to: Writer, layer: Activate) -> str:
-    constants = to.model.kernels[layer.name].constants
-    if constants.table:
-        return _mapped(to, layer, "gemedge_lookup", table_of(to, layer, constants.table))
-    return _mapped(to, layer, "gemedge_activate", to.constants.kernel(constants))
+    kernel = to.model.kernels[layer.name]
+    if kernel.constants.table:
+        return _mapped(to, layer, "gemedge_lookup", table_of(to, layer, kernel.constants.table))
+    (given,), made = to.tensors(layer)
+    name = c_activations.function(to.constants, kernel, to.activation)
+    return f"{name}({to.address(given.name)}, {to.address(made.name)}, {math.prod(made.shape)}u);"
 
 
 def _lookup(to: Writer, layer: Lookup) -> str:
@@ -190,7 +132,7 @@ def _average_pool(to: Writer, layer: AveragePool) -> str:
 
 def _raw_average_pool(to: Writer, layer: RawAveragePool) -> str:
     (given,), made = to.tensors(layer)
-    operand = f"{{{to.address(given.name)}, {{{bytes_per(given)}, 0}}, 0, 0}}"
+    operand = f"{{{to.place(given.name)}, {{{bytes_per(given)}, 0}}, 0, 0}}"
     window = to.window(layer, layer.kernel)
     return (
         f"const struct gemedge_operand of[1] = {{{operand}}};\n"
@@ -228,9 +170,9 @@ def _layer_normalization(to: Writer, layer: LayerNormalization) -> str:
 
 _CALLS: dict[type[Operator], Callable[..., str]] = {
     Constant: c_moving.constant,
-    Convolution: _convolution,
-    Dense: _dense,
-    MatrixMultiply: _matrix_multiply,
+    Convolution: c_sums.convolution,
+    Dense: c_sums.dense,
+    MatrixMultiply: c_sums.matrix_multiply,
     Activate: _activate,
     Lookup: _lookup,
     Interpolate: _interpolate,

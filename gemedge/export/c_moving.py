@@ -26,7 +26,7 @@ def _copied(to: Writer, layer: Op, sizes: Shape, given: Shape, made: Shape, star
 def constant(to: Writer, layer: Constant) -> str:
     _, made = to.tensors(layer)
     value = to.constants.array("value", f"int{8 * bytes_per(made)}_t", in_memory(layer.value, to.orders[made.name]))
-    return f"memcpy({to.address(made.name)}, {value}, {bytes_of(made)});"
+    return f"gemedge_load({to.address(made.name)}, {value}, {bytes_of(made)}u);"
 
 
 def embed(to: Writer, layer: Embed) -> str:

@@ -3,17 +3,18 @@
 Addresses are C expressions: `memory + 96` in the arena, or the name of an array in flash.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gemedge.arena import Plan
 from gemedge.errors import UnsupportedError
+from gemedge.export.c_activations import Choice
 from gemedge.export.c_constants import Constants, number
 from gemedge.export.layout import Loops, broadcast_steps, in_memory, loops, steps
 from gemedge.model import Op, QuantizedModel, uses_gemmlowp
 from gemedge.moving import Constant
-from gemedge.operators import Shape, Tensor
+from gemedge.operators import Activate, Lookup, Shape, Tensor
 
 MOST_AXES, MOST_OPERANDS = 8, 8  # GEMEDGE_MOST_AXES, GEMEDGE_MOST_OPERANDS
 Numbers = Sequence[int] | np.ndarray
@@ -21,11 +22,23 @@ _INDEX_BYTES = 4
 
 
 class Writer:
-    """One model's tensors and constants as C; constants collects what the layers need."""
+    """One model's tensors and constants as C; constants collects what the layers need.
 
-    def __init__(self, model: QuantizedModel, orders: dict[str, Shape], plan: Plan) -> None:
-        self.model, self.orders, self.plan = model, orders, plan
+    fused: the table that each layer applies itself, by its name. activation: the form of 16-bit activations.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        orders: dict[str, Shape],
+        plan: Plan,
+        fused: Mapping[str, Activate | Lookup],
+        activation: Choice,
+    ) -> None:
+        self.model, self.orders, self.plan, self.activation = model, orders, plan, activation
         self.constants = Constants()
+        self.fused = fused
+        self._scratch = {placement.tensor: placement.offset for placement in plan.scratch}
         self._placed = {placement.tensor: placement for placement in plan.placements}
         self._values = {layer.output: layer.value for layer in model.layers if isinstance(layer, Constant)}
 
@@ -35,6 +48,14 @@ class Writer:
         value = self._values[self.plan.stored[tensor]]
         laid = in_memory(value.reshape(self.model.tensors[tensor].shape), self.orders[tensor])
         return self.constants.array("value", f"int{8 * bytes_per(self.model.tensors[tensor])}_t", laid)
+
+    def place(self, tensor: str) -> str:
+        """What a gemedge_place of this tensor is made with."""
+        return f"GEMEDGE_{'TENSOR' if tensor in self._placed else 'CONSTANT'}({self.address(tensor)})"
+
+    def scratch(self, layer: Op) -> str:
+        """Memory that the layer asked for, or a null pointer."""
+        return f"(void *)(memory + {self._scratch[layer.name]})" if layer.name in self._scratch else "0"
 
     def tensors(self, layer: Op) -> tuple[list[Tensor], Tensor]:
         return [self.model.tensors[name] for name in layer.inputs], self.model.tensors[layer.output]
@@ -77,10 +98,10 @@ class Writer:
     def operands(self, layer: Op, mantissas: Numbers, shifts: Numbers, condition: str = "") -> str:
         given, _ = self.tensors(layer)
         written = [
-            f"{{{self.address(t.name)}, {format_of(t)}, {number(int(m))}, {int(s)}}}"
+            f"{{{self.place(t.name)}, {format_of(t)}, {number(int(m))}, {int(s)}}}"
             for t, m, s in zip(given, mantissas, shifts, strict=True)
         ]
-        written += [f"{{{condition}, {{1, 0}}, 0, 0}}"] if condition else []
+        written += [f"{{GEMEDGE_CONSTANT({condition}), {{1, 0}}, 0, 0}}"] if condition else []
         return f"const struct gemedge_operand of[{len(written)}] = {{{', '.join(written)}}};\n        "
 
     def window(self, layer: Op, kernel: Shape, dilations: Shape | None = None) -> str:

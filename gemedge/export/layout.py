@@ -90,6 +90,14 @@ def in_memory(array: np.ndarray, order: Shape) -> np.ndarray:
     return array.transpose(order).reshape(-1)
 
 
+def from_memory(numbers: np.ndarray, shape: Shape, order: Shape) -> np.ndarray:
+    """What in_memory undoes, for one sample, or for many along axes before the numbers' own: [..., *shape]."""
+    many = numbers.ndim - 1
+    laid = numbers.reshape(*numbers.shape[:-1], *(shape[axis] for axis in order))
+    back = [many + order.index(axis) for axis in range(len(shape))]
+    return laid.transpose(*range(many), *back)
+
+
 def same_in_memory(shape: Shape, order: Shape, other: Shape, other_order: Shape) -> bool:
     """Whether a tensor read in another shape lies in memory as it is."""
     numbers = np.arange(math.prod(shape))

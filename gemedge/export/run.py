@@ -72,7 +72,7 @@ class _BuildError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiler:
+class Compiler:
     """A command that compiles C, and whatever tells this installation of it from another."""
 
     command: tuple[str, ...]
@@ -82,13 +82,13 @@ class _Compiler:
 def _kernel_library() -> Path:
     """The path of a library that can be loaded: one built before, or one built now by the first compiler that can."""
     source = resources.files("gemedge.export").joinpath(_SOURCE).read_bytes()
-    compilers = _compilers()
+    available = compilers()
     folder = _cache_folder()
-    for compiler in compilers:
+    for compiler in available:
         if found := _find(folder, _key(compiler, source)):
             return found
-    reasons = [] if compilers else ["no C compiler: none of $CC, cc, gcc, clang, and no Python package ziglang"]
-    for compiler in compilers:
+    reasons = [] if available else ["no C compiler: none of $CC, cc, gcc, clang, and no Python package ziglang"]
+    for compiler in available:
         try:
             return _keep(folder, _key(compiler, source), _build(compiler, source))
         except _BuildError as error:
@@ -96,9 +96,9 @@ def _kernel_library() -> Path:
     raise _BuildError("; ".join(reasons))
 
 
-def _compilers() -> list[_Compiler]:
+def compilers() -> list[Compiler]:
     """The compilers of this machine, in the order in which they are tried; a program under two names comes once."""
-    found: dict[str, _Compiler] = {}
+    found: dict[str, Compiler] = {}
     for text in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
         words = _words(text)
         program = shutil.which(words[0]) if words else None
@@ -106,12 +106,12 @@ def _compilers() -> list[_Compiler]:
             resolved = os.path.realpath(program)
             status = os.stat(resolved)
             identity = f"{resolved} {status.st_size} {status.st_mtime_ns} {words[1:]}"
-            found.setdefault(identity, _Compiler((program, *words[1:]), identity))
+            found.setdefault(identity, Compiler((program, *words[1:]), identity))
     if (zig := importlib.util.find_spec("ziglang")) is not None:
         from importlib.metadata import version
 
         command = (sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline")  # or this CPU would be baked in
-        found["zig"] = _Compiler(command, f"{zig.origin} {version('ziglang')}")
+        found["zig"] = Compiler(command, f"{zig.origin} {version('ziglang')}")
     return list(found.values())
 
 
@@ -122,7 +122,7 @@ def _words(text: str) -> list[str]:
         return [text]
 
 
-def _key(compiler: _Compiler, source: bytes) -> str:
+def _key(compiler: Compiler, source: bytes) -> str:
     """Names everything that the library depends on; it picks the CPU's vectors when it is loaded."""
     parts = [source, repr(_FLAGS).encode(), compiler.identity.encode(), sys.platform.encode()]
     parts.append(platform.machine().encode())
@@ -161,7 +161,16 @@ def _keep(folder: Path, key: str, library: bytes) -> Path:
 
 
 def _cache_folder() -> Path:
-    """$XDG_CACHE_HOME/gemedge or ~/.cache/gemedge if nobody else can write there, else this process's own folder."""
+    """The user's cache folder if nobody else can write there, else this process's own folder."""
+    try:
+        return cache_folder()
+    except OutputError as error:
+        _warn(f"{error}; the fused kernels are built for this process only")
+        return _private_folder()
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/gemedge or ~/.cache/gemedge, made where it is missing; OutputError if others can write there."""
     try:
         home = os.environ.get("XDG_CACHE_HOME", "")
         folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "gemedge"
@@ -169,11 +178,10 @@ def _cache_folder() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         reason = _objection(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        reason = f"there is no cache folder: {error}"
-    if reason is None:
-        return folder
-    _warn(f"{reason}; the fused kernels are built for this process only")
-    return _private_folder()
+        raise OutputError(f"there is no cache folder: {error}") from error
+    if reason is not None:
+        raise OutputError(reason)
+    return folder
 
 
 def _objection(folder: Path) -> str | None:
@@ -205,7 +213,7 @@ def _private() -> "tempfile.TemporaryDirectory[str]":
 # Building
 
 
-def _build(compiler: _Compiler, source: bytes) -> bytes:
+def _build(compiler: Compiler, source: bytes) -> bytes:
     """The library's bytes, after it was loaded once. Raises _BuildError naming the compiler and its last message."""
     name = " ".join(compiler.command)
     with tempfile.TemporaryDirectory(prefix="gemedge-") as folder:

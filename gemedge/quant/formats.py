@@ -52,11 +52,12 @@ class Formats:
     def weights(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights [O, ...] as symmetric integers with one scale for each of O, and those scales (float32)."""
         bits = _WEIGHT_BITS[self.scheme]
-        largest = np.abs(weight.reshape(len(weight), -1).astype(np.float64)).max(1)
+        largest = np.abs(weight).reshape(len(weight), -1).max(1).astype(np.float64)
         scales = self._symmetric(np.where(largest == 0, 1.0, largest), bits)
         limit = (1 << (bits - 1)) - 1
-        codes = np.rint(weight.astype(np.float64) / scales.reshape(-1, *[1] * (weight.ndim - 1)))
-        return np.clip(codes, -limit, limit).astype(f"i{bits // 8}"), scales
+        codes = np.divide(weight, scales.reshape(-1, *[1] * (weight.ndim - 1)), dtype=np.float64)
+        np.clip(np.rint(codes, out=codes), -limit, limit, out=codes)  # in place: a copy costs memory
+        return codes.astype(f"i{bits // 8}"), scales
 
     def _symmetric(self, largest: np.ndarray, bits: int) -> np.ndarray:
         """The scales, float32 numbers, with which 2**(bits - 1) - 1 stands for the largest magnitudes or more."""

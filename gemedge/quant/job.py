@@ -48,7 +48,7 @@ class Request:
 def prepare_confined(model: ir.Model, *, trust: bool = False) -> Prepared:
     """`prepare` in a child process: the graph of a stranger may be large to fold, or made to be."""
     graph, pieces = packing.pack(model)
-    blobs = {"graph": graph, "data": b"".join(pieces)}
+    blobs: Blobs = {"graph": graph, "data": pieces}
     reply, parts = confined.call("gemedge.quant.job:run_prepare", {"trust": trust}, blobs)
     made = packing.unpack(parts["graph"], parts["data"])
     return Prepared(made, tuple(reply["notes"]), tuple(reply["findings"]))
@@ -62,7 +62,7 @@ def run_prepare(asked: dict[str, Any], parts: Mapping[str, memoryview]) -> tuple
     enter(Phase("preparing", *((86_400, 1 << 40) if asked["trust"] else (seconds, memory))))
     made = prepare(model)
     graph, pieces = packing.pack(made.model)
-    blobs = {"graph": graph, "data": b"".join(pieces)}
+    blobs: Blobs = {"graph": graph, "data": pieces}
     return {"notes": list(made.notes), "findings": list(made.findings)}, blobs
 
 
@@ -88,9 +88,7 @@ def calibrate_confined(model: ir.Model, request: Request, on_progress: Callable[
         if found := _DONE.fullmatch(name):
             on_progress(int(found[1]))
 
-    reply, _ = confined.call(
-        "gemedge.quant.job:run", asked, {"graph": graph, "data": b"".join(pieces)}, on_phase=on_phase
-    )
+    reply, _ = confined.call("gemedge.quant.job:run", asked, {"graph": graph, "data": pieces}, on_phase=on_phase)
     return replace(Ranges.from_json(reply["ranges"]), typical=reply["typical"])
 
 
@@ -121,7 +119,7 @@ def compare_confined(model: ir.Model, quantized: QuantizedModel, request: Reques
     """`compare` on the data of the request, in a child process."""
     graph, pieces = packing.pack(model)
     asked = {"data": os.fsencode(request.data).hex(), "batch": request.batch, "limit": request.limit}
-    blobs = {"graph": graph, "data": b"".join(pieces), "quantized": model_file.save(quantized)}
+    blobs: Blobs = {"graph": graph, "data": pieces, "quantized": model_file.save(quantized)}
     reply, found = confined.call("gemedge.quant.job:run_compare", asked | {"trust": request.trust}, blobs)
     heard = [_heard(told, quantized) for told in reply["errors"]]
     sides = [
@@ -173,7 +171,7 @@ def correct_confined(model: ir.Model, quantized: QuantizedModel, request: Reques
     """`correct_biases` on the data of the request, in a child process."""
     graph, pieces = packing.pack(model)
     asked = {"data": os.fsencode(request.data).hex(), "batch": request.batch, "limit": request.limit}
-    blobs = {"graph": graph, "data": b"".join(pieces), "quantized": model_file.save(quantized)}
+    blobs: Blobs = {"graph": graph, "data": pieces, "quantized": model_file.save(quantized)}
     reply, parts = confined.call("gemedge.quant.job:run_correct", asked | {"trust": request.trust}, blobs)
     return Corrected(model_file.load(bytes(parts["quantized"])), reply["layers"])
 

@@ -59,15 +59,20 @@ def simulate(
         if saturated is not None:
             saturated.update(counts)
     integers = {name: np.concatenate([part[name] for part in parts]) for name in keep}
-    results = {name: integers[tensor] for name, tensor in model.outputs.items()}
+    return results(model, integers, layers=wanted, raw=raw)
+
+
+def results(model: QuantizedModel, integers: Integers, *, layers: Iterable[str], raw: bool) -> dict[str, np.ndarray]:
+    """What simulate gives, of the integers of the tensors that outputs and layers name."""
+    made = {name: integers[tensor] for name, tensor in model.outputs.items()}
     if not raw:
-        results = {
-            name: dequantize(results[name], model.tensors[tensor].quantized).astype(np.float32)
+        made = {
+            name: dequantize(made[name], model.tensors[tensor].quantized).astype(np.float32)
             for name, tensor in model.outputs.items()
         }
-    for name, tensor in wanted.items():
-        results[name if raw or name not in results else f"{name}.raw"] = integers[tensor]
-    return results
+    for name in layers:
+        made[name if raw or name not in made else f"{name}.raw"] = integers[model.layer(name).output]
+    return made
 
 
 def _in_order(part: Callable[[int], Part], starts: range, workers: int | None) -> list[Part]:

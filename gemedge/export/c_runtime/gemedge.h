@@ -14,6 +14,7 @@
 #include "gemedge_elementwise.h"
 #include "gemedge_windows.h"
 #include "gemedge_moving.h"
+#include "gemedge_activation.h"
 #include "gemedge_rational.h"
 
 #endif

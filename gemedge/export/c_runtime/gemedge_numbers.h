@@ -1,4 +1,4 @@
-/* Status codes, formats of numbers, rounding and saturation. */
+/* Formats of numbers, rounding and saturation. */
 
 #ifndef GEMEDGE_NUMBERS_H
 #define GEMEDGE_NUMBERS_H
@@ -6,11 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#define GEMEDGE_OK 0
-#define GEMEDGE_ARENA_TOO_SMALL 1
-#define GEMEDGE_ARENA_MISALIGNED 2
-#define GEMEDGE_NULL_POINTER 3
-#define GEMEDGE_INDEX_OUTSIDE 4 /* an input index that is not a row of its table */
+#include "gemedge_flash.h"
+#include "gemedge_status.h"
 
 /* How an accumulator is rescaled: once, floor(v + 1/2), or by gemmlowp's two roundings. */
 #define GEMEDGE_SINGLE 0
@@ -22,20 +19,24 @@
 /* C leaves the right shift of a negative number to the compiler; all that we know of shift in copies of the sign. */
 typedef char gemedge_right_shifts_are_arithmetic[((int64_t)-1 >> 1) == -1 && ((int32_t)-1 >> 1) == -1 ? 1 : -1];
 
-/* Where constants lie: AVR reads its flash by other instructions than its RAM. */
-#if defined(__AVR__) && !defined(__cplusplus)
-#define GEMEDGE_FLASH __flash
-#else
-#define GEMEDGE_FLASH
-#endif
-
 /* The arena holds bytes, shorts and words one after another in the same place. */
 #if defined(__GNUC__)
 typedef int16_t __attribute__((__may_alias__)) gemedge_int16;
 typedef int32_t __attribute__((__may_alias__)) gemedge_int32;
+typedef uint32_t __attribute__((__may_alias__)) gemedge_uint32;
 #else
 typedef int16_t gemedge_int16;
 typedef int32_t gemedge_int32;
+typedef uint32_t gemedge_uint32;
+#endif
+
+/* What is called from many places, or kept apart so that its registers are its own. */
+#if defined(__GNUC__)
+#define GEMEDGE_APART static __attribute__((__noinline__, __unused__))
+#define GEMEDGE_RESTRICT __restrict__
+#else
+#define GEMEDGE_APART static inline
+#define GEMEDGE_RESTRICT
 #endif
 
 /* How a tensor's integers are kept: bytes is 1 or 2 (4 for indices), zero the integer that stands for 0. */
@@ -44,11 +45,27 @@ struct gemedge_format {
     int16_t zero;
 };
 
-static inline int32_t gemedge_get(const void *data, uint32_t index, unsigned bytes) {
-    if (bytes == 1u) {
-        return ((const int8_t *)data)[index];
+/* The number of so many bytes at this index: of a tensor, of a constant, or of what may be either. */
+#define GEMEDGE_DEFINE_GET(name, place)                                                                                \
+    static inline int32_t name(const place void *data, uint32_t index, unsigned bytes) {                               \
+        if (bytes == 1u) {                                                                                             \
+            return ((const place int8_t *)data)[index];                                                                \
+        }                                                                                                              \
+        if (bytes == 2u) {                                                                                             \
+            return ((const place gemedge_int16 *)data)[index];                                                         \
+        }                                                                                                              \
+        return ((const place gemedge_int32 *)data)[index];                                                             \
     }
-    return bytes == 2u ? (int32_t)((const gemedge_int16 *)data)[index] : ((const gemedge_int32 *)data)[index];
+
+GEMEDGE_DEFINE_GET(gemedge_get, GEMEDGE_RAM)
+GEMEDGE_DEFINE_GET(gemedge_get_flash, GEMEDGE_FLASH)
+
+static inline int32_t gemedge_get_at(gemedge_place place, uint32_t index, unsigned bytes) {
+#ifdef __FLASH
+    return place.tensor ? gemedge_get(place.tensor, index, bytes) : gemedge_get_flash(place.constant, index, bytes);
+#else
+    return gemedge_get(place, index, bytes);
+#endif
 }
 
 static inline void gemedge_put(void *data, uint32_t index, unsigned bytes, int32_t value) {

@@ -12,7 +12,7 @@ struct gemedge_term {
 
 /* The sum of mantissa * 2^exponent * u^power, lowest power first; no terms: not there. */
 struct gemedge_polynomial {
-    const struct gemedge_term *term;
+    const GEMEDGE_FLASH struct gemedge_term *term;
     uint8_t terms;
 };
 
@@ -28,7 +28,7 @@ struct gemedge_piece {
 struct gemedge_side {
     int32_t stop;
     int16_t head, tail;
-    const struct gemedge_piece *piece;
+    const GEMEDGE_FLASH struct gemedge_piece *piece;
     uint8_t pieces;
 };
 
@@ -38,7 +38,7 @@ struct gemedge_exception {
 
 struct gemedge_kernel {
     struct gemedge_side negative, positive;
-    const struct gemedge_exception *exception;
+    const GEMEDGE_FLASH struct gemedge_exception *exception;
     uint8_t exceptions;
 };
 
@@ -48,7 +48,7 @@ struct gemedge_scaled {
 };
 
 /* 2^16 / x, rounded, for the middles x of 64 intervals that cover [1, 2): gemedge.rational.RECIPROCALS. */
-static const uint16_t gemedge_reciprocals[64] = {
+static const GEMEDGE_FLASH uint16_t gemedge_reciprocals[64] = {
     65028, 64035, 63072, 62138, 61231, 60350, 59494, 58662, 57852, 57065, 56299, 55554, 54828, 54120, 53431, 52759,
     52103, 51464, 50840, 50231, 49637, 49056, 48489, 47935, 47393, 46864, 46346, 45839, 45344, 44859, 44384, 43919,
     43464, 43019, 42582, 42154, 41734, 41323, 40920, 40525, 40137, 39756, 39383, 39017, 38657, 38304, 37958, 37617,
@@ -64,7 +64,8 @@ static inline int64_t gemedge_reciprocal(int64_t den) {
 }
 
 /* The polynomial at u = m * 2^-lead, m in [2^15, 2^16), by Horner's rule. */
-static inline struct gemedge_scaled gemedge_value(const struct gemedge_polynomial *of, int64_t m, int32_t lead) {
+static inline struct gemedge_scaled gemedge_value(const GEMEDGE_FLASH struct gemedge_polynomial *of, int64_t m,
+                                                  int32_t lead) {
     struct gemedge_scaled sum;
     unsigned power = of->terms - 1u;
     sum.mantissa = of->term[power].mantissa;
@@ -72,7 +73,7 @@ static inline struct gemedge_scaled gemedge_value(const struct gemedge_polynomia
     while (power > 0u) {
         const int64_t product = sum.mantissa * m;
         const int32_t down = (int32_t)(product >> 59) + 15;
-        const struct gemedge_term *added = &of->term[--power];
+        const GEMEDGE_FLASH struct gemedge_term *added = &of->term[--power];
         sum.mantissa = product >> down;
         sum.exponent += down - lead;
         if (added->mantissa) {
@@ -87,8 +88,8 @@ static inline struct gemedge_scaled gemedge_value(const struct gemedge_polynomia
     return sum;
 }
 
-static inline struct gemedge_scaled gemedge_difference(const struct gemedge_polynomial *plus,
-                                                       const struct gemedge_polynomial *minus, int64_t m,
+static inline struct gemedge_scaled gemedge_difference(const GEMEDGE_FLASH struct gemedge_polynomial *plus,
+                                                       const GEMEDGE_FLASH struct gemedge_polynomial *minus, int64_t m,
                                                        int32_t lead) {
     struct gemedge_scaled given = {0, 0};
     struct gemedge_scaled taken;
@@ -110,7 +111,7 @@ static inline struct gemedge_scaled gemedge_difference(const struct gemedge_poly
 }
 
 /* floor(v(u) + 1/2), not saturated: an estimate from below, then the sign of the exact remainder. */
-static inline int64_t gemedge_piece_rounded(const struct gemedge_piece *piece, int32_t u) {
+static inline int64_t gemedge_piece_rounded(const GEMEDGE_FLASH struct gemedge_piece *piece, int32_t u) {
     const int64_t affine = piece->slope * u + piece->offset;
     const unsigned bits = piece->affine_bits;
     const int64_t half = (int64_t)1 << (bits - 1u);
@@ -145,8 +146,8 @@ static inline int64_t gemedge_piece_rounded(const struct gemedge_piece *piece, i
 }
 
 /* The output for one 16-bit number, saturated to 1 or 2 bytes. */
-static inline int32_t gemedge_rational(const struct gemedge_kernel *kernel, int32_t x, unsigned bytes) {
-    const struct gemedge_side *side = x > 0 ? &kernel->positive : &kernel->negative;
+static inline int32_t gemedge_rational(const GEMEDGE_FLASH struct gemedge_kernel *kernel, int32_t x, unsigned bytes) {
+    const GEMEDGE_FLASH struct gemedge_side *side = x > 0 ? &kernel->positive : &kernel->negative;
     const int32_t u = x > 0 ? x : -x;
     const int32_t low = gemedge_lowest(bytes);
     const int32_t high = -1 - low;
@@ -165,8 +166,8 @@ static inline int32_t gemedge_rational(const struct gemedge_kernel *kernel, int3
     return u >= side->stop ? side->tail : side->head;
 }
 
-static inline void gemedge_activate(const void *in, const struct gemedge_kernel *kernel, void *out, unsigned bytes,
-                                    uint32_t count) {
+static inline void gemedge_activate(const void *in, const GEMEDGE_FLASH struct gemedge_kernel *kernel, void *out,
+                                    unsigned bytes, uint32_t count) {
     uint32_t i;
     for (i = 0; i < count; i++) {
         gemedge_put(out, i, bytes, gemedge_rational(kernel, gemedge_get(in, i, 2), bytes));

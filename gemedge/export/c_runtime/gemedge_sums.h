@@ -1,138 +1,103 @@
-/* Sums of products: convolutions, dense layers, products of matrices. */
+/* Sums of products: convolutions, dense layers, products of matrices.
+
+   An input's zero point is in the bias: the sum of weight * (input - zero) is that of weight * input, plus a constant.
+   Padding is then filled with the zero point. i16w8s32: 16-bit inputs, 8-bit weights, sums that 32 bits were proven to
+   hold. */
 
 #ifndef GEMEDGE_SUMS_H
 #define GEMEDGE_SUMS_H
 
+#include "gemedge_blocks.h"
 #include "gemedge_loops.h"
+#include "gemedge_rescale.h"
 
-/* A window over an input of in[0] rows of in[1] spots (one row where there is but one axis), channels last. */
-struct gemedge_window {
-    int32_t in[2], out[2], kernel[2], stride[2], pad[2], dilation[2], channels;
-};
+#define GEMEDGE_OF(name) name##_i8w8s32
+#define GEMEDGE_INPUT int8_t
+#define GEMEDGE_WEIGHT int8_t
+#define GEMEDGE_SUM int32_t
+#define GEMEDGE_BLOCK gemedge_block_8_32
+#define GEMEDGE_FINISH gemedge_finish_32
+#include "gemedge_sums_of.h"
 
-/* Weights, a bias and a rescaling for each output channel. Weights lie as [channel, *kernel, input of the group]; of
-   a depthwise convolution as [*kernel, channel]; of a dense layer as [output, input]. */
-#define GEMEDGE_DEFINE_SUMS(suffix, input_type, weight_type, sum_type)                                                 \
-    struct gemedge_weights_##suffix {                                                                                  \
-        const weight_type *weight;                                                                                     \
-        const sum_type *bias;                                                                                          \
-        const int32_t *mantissa;                                                                                       \
-        const uint8_t *shift;                                                                                          \
-        uint8_t law;                                                                                                   \
-    };                                                                                                                 \
-                                                                                                                       \
-    static inline void gemedge_convolution_##suffix(const input_type *in, int32_t zero,                                \
-                                                    const struct gemedge_window *window, int32_t groups,               \
-                                                    int32_t group_in, int32_t group_out,                               \
-                                                    const struct gemedge_weights_##suffix *by, void *out,              \
-                                                    struct gemedge_format format) {                                    \
-        const int32_t taps = window->kernel[1] * group_in;                                                             \
-        uint32_t place = 0;                                                                                            \
-        int32_t row, spot, group, output, i, j, k;                                                                     \
-        for (row = 0; row < window->out[0]; row++) {                                                                   \
-            const int32_t top = row * window->stride[0] - window->pad[0];                                              \
-            for (spot = 0; spot < window->out[1]; spot++) {                                                            \
-                const int32_t left = spot * window->stride[1] - window->pad[1];                                        \
-                int32_t channel = 0;                                                                                   \
-                for (group = 0; group < groups; group++) {                                                             \
-                    for (output = 0; output < group_out; output++) {                                                   \
-                        const weight_type *weight = by->weight + (size_t)channel * (size_t)(window->kernel[0] * taps); \
-                        sum_type sum = by->bias[channel];                                                              \
-                        for (i = 0; i < window->kernel[0]; i++) {                                                      \
-                            const int32_t y = top + i * window->dilation[0];                                           \
-                            if (y < 0 || y >= window->in[0]) {                                                         \
-                                weight += taps;                                                                        \
-                                continue;                                                                              \
-                            }                                                                                          \
-                            for (j = 0; j < window->kernel[1]; j++) {                                                  \
-                                const int32_t x = left + j * window->dilation[1];                                      \
-                                if (x >= 0 && x < window->in[1]) {                                                     \
-                                    const input_type *from = in +                                                      \
-                                                             (size_t)(y * window->in[1] + x) *                         \
-                                                                 (size_t)window->channels +                            \
-                                                             (size_t)(group * group_in);                               \
-                                    for (k = 0; k < group_in; k++) {                                                   \
-                                        sum += ((int32_t)from[k] - zero) * (int32_t)weight[k];                         \
-                                    }                                                                                  \
-                                }                                                                                      \
-                                weight += group_in;                                                                    \
-                            }                                                                                          \
-                        }                                                                                              \
-                        gemedge_store(out, place++, format,                                                            \
-                                      gemedge_rescale(sum, by->mantissa[channel], by->shift[channel], by->law));       \
-                        channel++;                                                                                     \
-                    }                                                                                                  \
-                }                                                                                                      \
-            }                                                                                                          \
-        }                                                                                                              \
-    }                                                                                                                  \
-                                                                                                                       \
-    static inline void gemedge_depthwise_##suffix(const input_type *in, int32_t zero,                                  \
-                                                  const struct gemedge_window *window,                                 \
-                                                  const struct gemedge_weights_##suffix *by, void *out,                \
-                                                  struct gemedge_format format) {                                      \
-        const size_t channels = (size_t)window->channels;                                                              \
-        uint32_t place = 0;                                                                                            \
-        int32_t row, spot, i, j;                                                                                       \
-        size_t channel;                                                                                                \
-        for (row = 0; row < window->out[0]; row++) {                                                                   \
-            const int32_t top = row * window->stride[0] - window->pad[0];                                              \
-            for (spot = 0; spot < window->out[1]; spot++) {                                                            \
-                const int32_t left = spot * window->stride[1] - window->pad[1];                                        \
-                for (channel = 0; channel < channels; channel++) {                                                     \
-                    const weight_type *weight = by->weight + channel;                                                  \
-                    sum_type sum = by->bias[channel];                                                                  \
-                    for (i = 0; i < window->kernel[0]; i++) {                                                          \
-                        const int32_t y = top + i * window->dilation[0];                                               \
-                        for (j = 0; j < window->kernel[1]; j++) {                                                      \
-                            const int32_t x = left + j * window->dilation[1];                                          \
-                            if (y >= 0 && y < window->in[0] && x >= 0 && x < window->in[1]) {                          \
-                                const size_t at = (size_t)(y * window->in[1] + x) * channels + channel;                \
-                                sum += ((int32_t)in[at] - zero) * (int32_t)*weight;                                    \
-                            }                                                                                          \
-                            weight += channels;                                                                        \
-                        }                                                                                              \
-                    }                                                                                                  \
-                    gemedge_store(out, place++, format,                                                                \
-                                  gemedge_rescale(sum, by->mantissa[channel], by->shift[channel], by->law));           \
-                }                                                                                                      \
-            }                                                                                                          \
-        }                                                                                                              \
-    }                                                                                                                  \
-                                                                                                                       \
-    /* The loops are over rows; in_step and out_step lead from number to number within one. */                         \
-    static inline void gemedge_dense_##suffix(const input_type *in, int32_t zero, uint32_t inputs, uint32_t in_step,   \
-                                              const struct gemedge_weights_##suffix *by, void *out,                    \
-                                              struct gemedge_format format, uint32_t outputs, uint32_t out_step,       \
-                                              const struct gemedge_loops *loops) {                                     \
-        struct gemedge_walk walk;                                                                                      \
-        gemedge_begin(&walk);                                                                                          \
-        do {                                                                                                           \
-            const input_type *row = in + walk.at[0];                                                                   \
-            const weight_type *weight = by->weight;                                                                    \
-            uint32_t output, k;                                                                                        \
-            for (output = 0; output < outputs; output++) {                                                             \
-                sum_type sum = by->bias[output];                                                                       \
-                for (k = 0; k < inputs; k++) {                                                                         \
-                    sum += ((int32_t)row[k * in_step] - zero) * (int32_t)weight[k];                                    \
-                }                                                                                                      \
-                weight += inputs;                                                                                      \
-                gemedge_store(out, walk.at[1] + output * out_step, format,                                             \
-                              gemedge_rescale(sum, by->mantissa[output], by->shift[output], by->law));                 \
-            }                                                                                                          \
-        } while (gemedge_next(&walk, loops));                                                                          \
-    }
+#define GEMEDGE_OF(name) name##_i8w16s32
+#define GEMEDGE_INPUT int8_t
+#define GEMEDGE_WEIGHT int16_t
+#define GEMEDGE_SUM int32_t
+#define GEMEDGE_BLOCK gemedge_block_16_32
+#define GEMEDGE_FINISH gemedge_finish_32
+#include "gemedge_sums_of.h"
 
-GEMEDGE_DEFINE_SUMS(i8w8, int8_t, int8_t, int32_t)
-GEMEDGE_DEFINE_SUMS(i16w8, gemedge_int16, int8_t, int64_t)
-GEMEDGE_DEFINE_SUMS(i8w16, int8_t, int16_t, int64_t)
-GEMEDGE_DEFINE_SUMS(i16w16, gemedge_int16, int16_t, int64_t)
+#define GEMEDGE_OF(name) name##_i8w16s64
+#define GEMEDGE_INPUT int8_t
+#define GEMEDGE_WEIGHT int16_t
+#define GEMEDGE_SUM int64_t
+#define GEMEDGE_BLOCK gemedge_block_16_64
+#define GEMEDGE_FINISH gemedge_finish_64
+#include "gemedge_sums_of.h"
+
+#define GEMEDGE_OF(name) name##_i16w8s32
+#define GEMEDGE_INPUT gemedge_int16
+#define GEMEDGE_WEIGHT int8_t
+#define GEMEDGE_SUM int32_t
+#define GEMEDGE_BLOCK gemedge_block_8_32
+#define GEMEDGE_FINISH gemedge_finish_32
+#include "gemedge_sums_of.h"
+
+#define GEMEDGE_OF(name) name##_i16w8s64
+#define GEMEDGE_INPUT gemedge_int16
+#define GEMEDGE_WEIGHT int8_t
+#define GEMEDGE_SUM int64_t
+#define GEMEDGE_BLOCK gemedge_block_8_64
+#define GEMEDGE_FINISH gemedge_finish_64
+#include "gemedge_sums_of.h"
+
+#define GEMEDGE_OF(name) name##_i16w16s32
+#define GEMEDGE_INPUT gemedge_int16
+#define GEMEDGE_WEIGHT int16_t
+#define GEMEDGE_SUM int32_t
+#define GEMEDGE_BLOCK gemedge_block_16_32
+#define GEMEDGE_FINISH gemedge_finish_32
+#include "gemedge_sums_of.h"
+
+#define GEMEDGE_OF(name) name##_i16w16s64
+#define GEMEDGE_INPUT gemedge_int16
+#define GEMEDGE_WEIGHT int16_t
+#define GEMEDGE_SUM int64_t
+#define GEMEDGE_BLOCK gemedge_block_16_64
+#define GEMEDGE_FINISH gemedge_finish_64
+#include "gemedge_sums_of.h"
+
+/* Of 8-bit inputs and weights: packed where the CPU multiplies pairs, and what CMSIS-NN can do instead. */
+#if !defined(GEMEDGE_USE_CMSIS_NN) && \
+    (defined(__AVX2__) || (defined(__ARM_FEATURE_DSP) && !defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN)))
+#define GEMEDGE_PACKED
+#include "gemedge_packed.h"
+#else
+#define gemedge_convolution_packed gemedge_convolution_i8w8s32
+#define gemedge_dense_packed gemedge_dense_i8w8s32
+#endif
+#if defined(GEMEDGE_USE_CMSIS_NN)
+#include "gemedge_cmsis_nn.h"
+#else
+#define gemedge_convolution_bytes gemedge_convolution_packed
+#define gemedge_depthwise_bytes gemedge_depthwise_i8w8s32
+#define gemedge_dense_bytes(in, zero, ...) gemedge_dense_packed(in, __VA_ARGS__)
+#endif
+
+/* Where layers are observed, each makes its own output; CMSIS-NN knows no tables. */
+#if defined(GEMEDGE_OBSERVE) || defined(GEMEDGE_USE_CMSIS_NN)
+#define GEMEDGE_UNFUSED
+#define GEMEDGE_FUSED(table) 0
+#else
+#define GEMEDGE_FUSED(table) table
+#endif
 
 /* [rows, depth] times [depth, columns]; step: along a row and a column of left, of right and of out. The loops are
    over matrices. */
-static inline void gemedge_matrix_multiply(const struct gemedge_operand *of, const uint32_t *size, const uint32_t *step,
-                                           int32_t mantissa, unsigned shift, unsigned law, void *out,
-                                           struct gemedge_format format, const struct gemedge_loops *loops) {
+static inline void gemedge_matrix_multiply(const struct gemedge_operand *of, const GEMEDGE_FLASH uint32_t *size,
+                                           const GEMEDGE_FLASH uint32_t *step, int32_t mantissa, unsigned shift,
+                                           unsigned law, void *out, struct gemedge_format format,
+                                           const GEMEDGE_FLASH struct gemedge_loops *loops) {
     struct gemedge_walk walk;
     uint32_t row, column, k;
     gemedge_begin(&walk);

@@ -5,7 +5,8 @@
 
 #include "gemedge_loops.h"
 
-static inline void gemedge_max_pool(const void *in, const struct gemedge_window *window, void *out, unsigned bytes) {
+static inline void gemedge_max_pool(const void *in, const GEMEDGE_FLASH struct gemedge_window *window, void *out,
+                                    unsigned bytes) {
     uint32_t place = 0;
     int32_t row, spot, channel, i, j;
     for (row = 0; row < window->out[0]; row++) {
@@ -30,8 +31,9 @@ static inline void gemedge_max_pool(const void *in, const struct gemedge_window 
 }
 
 /* The sum of one channel's window of numbers less their zero point, and how many there are beside the padding. */
-static inline int64_t gemedge_window_sum(const struct gemedge_operand *of, const struct gemedge_window *window,
-                                         int32_t row, int32_t spot, int32_t channel, uint32_t *count) {
+static inline int64_t gemedge_window_sum(const struct gemedge_operand *of,
+                                         const GEMEDGE_FLASH struct gemedge_window *window, int32_t row, int32_t spot,
+                                         int32_t channel, uint32_t *count) {
     int64_t sum = 0;
     int32_t i, j;
     *count = 0;
@@ -50,9 +52,10 @@ static inline int64_t gemedge_window_sum(const struct gemedge_operand *of, const
 }
 
 /* The mean of each window. counts: 1, or how many mantissas there are, the first for windows of one number. */
-static inline void gemedge_average_pool(const struct gemedge_operand *of, const struct gemedge_window *window,
-                                        const int32_t *mantissa, const uint8_t *shift, uint32_t counts, void *out,
-                                        struct gemedge_format format) {
+static inline void gemedge_average_pool(const struct gemedge_operand *of,
+                                        const GEMEDGE_FLASH struct gemedge_window *window,
+                                        const GEMEDGE_FLASH int32_t *mantissa, const GEMEDGE_FLASH uint8_t *shift,
+                                        uint32_t counts, void *out, struct gemedge_format format) {
     uint32_t place = 0;
     uint32_t count;
     int32_t row, spot, channel;
@@ -68,8 +71,8 @@ static inline void gemedge_average_pool(const struct gemedge_operand *of, const 
 }
 
 /* The mean of each window's integers as they are, ties away from zero. of's format has zero 0. */
-static inline void gemedge_raw_average_pool(const struct gemedge_operand *of, const struct gemedge_window *window,
-                                            void *out) {
+static inline void gemedge_raw_average_pool(const struct gemedge_operand *of,
+                                            const GEMEDGE_FLASH struct gemedge_window *window, void *out) {
     uint32_t place = 0;
     uint32_t count;
     int32_t row, spot, channel;
@@ -87,22 +90,23 @@ static inline void gemedge_raw_average_pool(const struct gemedge_operand *of, co
 
 /* The tables of e = coarse[d >> 8] * fine[d & 255] * 2^-shift, rounded; coarse may be one number. */
 struct gemedge_exponential {
-    const uint32_t *fine;
-    const uint32_t *coarse;
+    const GEMEDGE_FLASH uint32_t *fine;
+    const GEMEDGE_FLASH uint32_t *coarse;
     uint8_t shift;
     int32_t one;
 };
 
-static inline uint64_t gemedge_share(const struct gemedge_exponential *by, uint32_t below) {
+static inline uint64_t gemedge_share(const GEMEDGE_FLASH struct gemedge_exponential *by, uint32_t below) {
     const uint64_t product = (uint64_t)by->coarse[below >> 8] * by->fine[below & 255u];
     return (product + (((uint64_t)1 << by->shift) >> 1)) >> by->shift;
 }
 
 /* floor(e * one / sum(e) + 1/2) along rows of size numbers; the loops are over rows of in, out and mask (or NULL).
    step: from number to number in each. The quotient is at most one <= 2^15: 16 bits by subtraction. */
-static inline void gemedge_softmax(const void *in, unsigned bytes, const int8_t *mask,
-                                   const struct gemedge_exponential *by, uint32_t size, const uint32_t *step, void *out,
-                                   struct gemedge_format format, const struct gemedge_loops *loops) {
+static inline void gemedge_softmax(const void *in, unsigned bytes, const GEMEDGE_FLASH int8_t *mask,
+                                   const GEMEDGE_FLASH struct gemedge_exponential *by, uint32_t size,
+                                   const GEMEDGE_FLASH uint32_t *step, void *out, struct gemedge_format format,
+                                   const GEMEDGE_FLASH struct gemedge_loops *loops) {
     struct gemedge_walk walk;
     uint32_t i;
     gemedge_begin(&walk);
@@ -135,10 +139,11 @@ static inline void gemedge_softmax(const void *in, unsigned bytes, const int8_t 
 
 /* (N q - sum) / sqrt(N sum of squares - sum^2 + epsilon) along rows of N numbers, with 20 fraction bits, then times
    mantissa plus bias, rescaled. One root and one quotient a row, both by subtraction; docs/numerics.md has the widths. */
-static inline void gemedge_layer_normalization(const void *in, unsigned bytes, int64_t epsilon, const int32_t *mantissa,
-                                               const int64_t *bias, unsigned shift, uint32_t size, const uint32_t *step,
+static inline void gemedge_layer_normalization(const void *in, unsigned bytes, int64_t epsilon,
+                                               const GEMEDGE_FLASH int32_t *mantissa, const GEMEDGE_FLASH int64_t *bias,
+                                               unsigned shift, uint32_t size, const GEMEDGE_FLASH uint32_t *step,
                                                void *out, struct gemedge_format format,
-                                               const struct gemedge_loops *loops) {
+                                               const GEMEDGE_FLASH struct gemedge_loops *loops) {
     struct gemedge_walk walk;
     uint32_t i;
     gemedge_begin(&walk);

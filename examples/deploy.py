@@ -1,0 +1,72 @@
+"""A trained network through all of gemedge: ONNX in three forms, integers in four schemes, and what they cost.
+
+`deploy` leaves the files in a folder of the network's name under ./models, for `gemedge report` and the other
+commands to go on with, and prints what is in them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from models import parameters
+from torch import Tensor, nn
+
+import gemedge.nn as gnn
+from gemedge import model_file
+from gemedge.capture import capture_module
+from gemedge.capture.forms import FORMS
+from gemedge.export import export_checked
+from gemedge.fixed import Rounding
+from gemedge.model import SCHEMES
+from gemedge.quant.calibrate import calibrate
+from gemedge.quant.prepare import prepare
+from gemedge.quant.quantize import quantize
+from gemedge.quant.simulate import simulate
+from gemedge.targets import estimate, target_named
+
+FOLDER = Path("models")
+TARGET = "cortex-m4"
+
+Score = Callable[[np.ndarray], float]
+
+
+def deploy(name: str, model: nn.Module, calibration: Tensor, test: Tensor, score: Score, measure: str) -> None:
+    """Print how the model and its integers score on the test inputs, and what they take on a microcontroller.
+
+    score: a number from 0 to 1 of the outputs for `test`; measure: what it is. calibration: inputs that
+    give the ranges, which are not to be those of the test.
+    """
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    gnn.save(model, folder / "model.pt", test[:1])
+    np.savez(folder / "test.npz", test.numpy())
+    with torch.no_grad():
+        reference = torch.cat([model(part) for part in test.split(100)]).numpy()
+    print(f"{name}: {parameters(model):,} parameters, {measure} {score(reference):.1%} on {len(test):,} test samples")
+    captured = capture_module(model, test[:1])
+    for note in captured.notes:
+        print(f"  note      {note}")
+    for form in FORMS:
+        exported = export_checked(
+            captured, "onnx", gem=form, external_data=False, name=f"{form}.onnx", check=True, confined=False
+        )
+        for file, content in exported.files.items():
+            (folder / file).write_bytes(content)
+        worst = exported.differences[0]
+        print(f"  {form:<10}ONNX, largest error {worst.max_abs:.1e}, {worst.allowed:.1e} allowed")
+    float_model = prepare(captured.model).model
+    (given,) = (value.name or "" for value in float_model.graph.inputs)
+    ranges = calibrate(float_model, [{given: part.numpy()} for part in calibration.split(50)], workers=1)
+    print(f"  {'integers':<10}{measure:>14}{'SQNR, dB':>10}{'flash, kB':>11}{'RAM, kB':>9}  {TARGET}, estimated")
+    for scheme in SCHEMES:
+        quantized = quantize(float_model, ranges, scheme=scheme, rounding=Rounding.SINGLE)
+        (folder / f"{scheme}.gemq").write_bytes(model_file.save(quantized))
+        (outputs,) = simulate(quantized, {given: test.numpy()}, workers=1).values()
+        sqnr = 10 * np.log10(np.square(reference).sum() / np.square(outputs - reference).sum())
+        print(f"  {scheme:<10}{score(outputs):>14.1%}{sqnr:>10.1f}", end="")
+        cost = estimate(quantized, target_named(TARGET))
+        print(
+            f"{cost.flash.value / 1024:>11.1f}{cost.ram.value / 1024:>9.1f}  {cost.instructions.value:,} instructions"
+        )
+    print(flush=True)

@@ -1,0 +1,65 @@
+"""The benchmarks: what their collector makes of rows, and that each of them runs."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks import __main__ as collector
+from benchmarks.growth import _exponents
+from benchmarks.row import Row, markdown, timed
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "reached"),
+    [
+        (Row("t", "no goal", 3.0, "ms"), None),
+        (Row("t", "a value", 3.0, "ms", at_most=2.0), False),
+        (Row("t", "its ratio is what counts", 3.0, "ms", 1.5, "peer", at_most=2.0), True),
+        (Row("t", "too slow", 3.0, "images a second", at_least=4.0), False),
+    ],
+    ids=lambda value: value.name if isinstance(value, Row) else "",
+)
+def test_a_goal_is_judged_by_the_ratio_or_else_by_the_value(row, reached):
+    assert row.reached is reached
+
+
+def test_times_stand_beside_their_peer_with_the_ratio():
+    lines = list(markdown(timed("T", {"Gelu": 0.002, "GEM": 0.001, "SE-GEM": 0.003}, "Gelu", {"SE-GEM": 1.2})))
+    assert lines[0] == "**T**\n"
+    assert lines[3:6] == [
+        "| Gelu | 2 |  |  |",
+        "| GEM | 1 | 0.5 of Gelu |  |",
+        "| SE-GEM | 3 | 1.5 of Gelu | at most 1.2: **missed** |",
+    ]
+
+
+def test_an_exponent_is_that_of_the_growth():
+    seen = [(size, (1e-6 * size**1.5, 1e3 * size)) for size in (10**4, 10**5, 10**6)]
+    row = _exponents("parameters", "step", seen)
+    assert math.isclose(row.value, 1.5)
+    assert math.isclose(row.beside["memory, last two"], 1.0)
+    assert row.reached is False
+
+
+@pytest.mark.exhaustive
+def test_every_benchmark_runs_and_is_collected(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "-o", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert found["machine"].keys() >= {"processor", "python", "torch", "onnxruntime"}
+    rows = [Row(**row) for row in found["rows"]]
+    assert all(math.isfinite(row.value) for row in rows)
+    assert len({row.table for row in rows}) >= len(collector.NAMES)
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert all(f"**{row.table}**" in text for row in rows)
+    for picture in ("growth.png", "tradeoffs.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"({picture})" in text

@@ -1,0 +1,141 @@
+"""What README and the site say: every command and program runs and prints what is shown; the site builds, strict.
+
+Each page is run in a folder of its own, the pages of tasks in a copy of the one where Getting started has run. A block
+with a title is the file of that name. A command's output is shown line by line, in any order, `...` for what varies.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+START = DOCS / "getting-started.md"
+PAGES = sorted(DOCS.rglob("*.md"))
+TASKS = [page for page in PAGES if page.parent.name == "tasks"]
+QUICK = ("rational.md",)  # the others take long for what getting-started.md and README.md run of them, too
+BLOCK = re.compile(r'^```(\S*)(?: title="([^"\n]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+QUIET = {"NO_MKDOCS_2_WARNING": "1"}
+KINDS = {"python", "console", "toml", "c", "text"}
+
+
+@dataclass(frozen=True)
+class Block:
+    kind: str
+    title: str
+    text: str
+
+    def run(self, folder: Path) -> None:
+        if self.title:
+            (folder / self.title).write_text(self.text)
+        elif self.kind == "python":
+            done([sys.executable, "-W", "ignore", "-c", self.text], folder)
+        elif self.kind == "console":
+            command, _, shown = self.text.partition("\n")
+            assert command.startswith("$ "), command
+            words = shlex.split(command.removeprefix("$ "))
+            assert words[0] in ("gemedge", "cc"), command
+            printed = done([sys.executable, "-m", *words] if words[0] == "gemedge" else words, folder)
+            for line in shown.splitlines():
+                assert re.search(re.escape(line).replace(r"\.\.\.", ".*"), printed), (line, printed)
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(*found) for found in BLOCK.findall(page.read_text())]
+
+
+def done(command: list[str], folder: Path) -> str:
+    """What it prints; an assertion with its complaint where it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), **QUIET}
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, (command, run.stderr)
+    return run.stdout
+
+
+def run_page(page: Path, folder: Path) -> None:
+    found = blocks(page)
+    assert found
+    for block in found:
+        block.run(folder)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """The folder where Getting started has run."""
+    folder = tmp_path_factory.mktemp("started")
+    run_page(START, folder)
+    return folder
+
+
+def test_every_block_of_the_readme_runs_and_prints_what_it_shows(tmp_path):
+    run_page(ROOT / "README.md", tmp_path)
+    assert (tmp_path / "model.onnx").exists()
+
+
+def test_every_block_of_getting_started_runs_and_leaves_its_files(started):
+    made = {"model.pt", "model.onnx", "model.gemq", "out.npz", "report.html", "out"}
+    assert made <= {path.name for path in started.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=() if page.name in QUICK else pytest.mark.exhaustive, id=page.stem) for page in TASKS],
+)
+def test_every_block_of_a_task_runs_and_prints_what_it_shows(page, request, tmp_path):
+    folder = tmp_path
+    if page.name not in QUICK:
+        folder = tmp_path / "copy"
+        shutil.copytree(request.getfixturevalue("started"), folder)
+    run_page(page, folder)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_no_page_has_a_block_that_is_not_run(page):
+    found = blocks(page)
+    assert len(found) == page.read_text().count("```") / 2
+    assert {block.kind for block in found} <= KINDS
+    assert page in (START, *TASKS) or {block.kind for block in found} <= {"text"}
+    assert not any("$ " in block.text for block in found if block.kind == "text")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; mkdocs.yml is strict, so a broken link fails it."""
+    folder = tmp_path_factory.mktemp("site")
+    done(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(ROOT / "mkdocs.yml"), "-d", str(folder)], folder
+    )
+    return folder
+
+
+def test_the_site_needs_nothing_from_the_network(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    loads = re.compile(
+        r'<(?:script|img|iframe)[^>]*\ssrc="(http[^"]*|//[^"]*)"|<link[^>]*rel="(?!canonical)[^>]*href="(http[^"]*)"'
+    )
+    assert {str(page.name): loads.findall(page.read_text()) for page in pages} == {page.name: [] for page in pages}
+
+
+def test_the_reference_lists_every_command_with_its_options(site):
+    page = (site / "reference/commands.html").read_text()
+    for command in ("activation", "calibrate", "export", "inspect", "quantize", "report", "simulate"):
+        assert f'id="gemedge-{command}"' in page
+    assert "--bias-correction" in page
+
+
+def test_the_reference_documents_every_public_name(site):
+    import gemedge
+    import gemedge.nn as gnn
+
+    page = (site / "reference/python.html").read_text()
+    names = [f"gemedge.nn.{name}" for name in gnn.__all__]
+    names += [f"gemedge.errors.{n}" if n.endswith(("Error", "Warning")) else f"gemedge.{n}" for n in gemedge.__all__]
+    assert [name for name in names if f'id="{name}"' not in page] == []
