@@ -38,10 +38,10 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
-# Strict: a broken link, or a page that nothing leads to, is an error.
+# Strict: a broken link, or a page that nothing leads to, is an error. (--quiet would hide what strict counts.)
 docs: $(INSTALLED)
 	@echo "gemedge: mkdocs"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "gemedge: build/site/index.html"
 
 bench: $(INSTALLED)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.figures import figures
 from benchmarks.row import Row, markdown
+from gemedge import __version__
 
 NAMES = (
     "startup",
@@ -31,7 +32,7 @@ NAMES = (
     "tradeoffs",
     "growth",
 )
-PACKAGES = ("gemedge", "numpy", "torch", "onnx", "onnxscript", "onnxruntime", "ai-edge-litert")
+PACKAGES = ("numpy", "torch", "onnx", "onnxscript", "onnxruntime", "ai-edge-litert")
 
 
 def main() -> None:
@@ -69,8 +70,9 @@ def machine_and_versions() -> dict[str, str]:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "load": f"{os.getloadavg()[0]:.1f}",
-        "system": platform.platform(),
+        "system": f"{platform.system()}, {platform.machine()}",
         "python": platform.python_version(),
+        "gemedge": __version__,
     }
     for package in PACKAGES:
         try:

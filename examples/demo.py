@@ -2,9 +2,11 @@
 
 Trains a small CNN with GEM on handwritten digits, saves model.pt, exports it in three forms with the command
 line and runs each in onnxruntime; quantizes it in four schemes and runs each with integers only; draws the
-activation and the confusion matrix; says what the 8-bit integers lose and why. Everything lands in ./demo.
+activation and the confusion matrix; exports C and runs it on an emulated Cortex-M4; says what the 8-bit integers
+lose and why, and what they take there; and runs every engine beside the simulator. Everything lands in ./demo.
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from matplotlib import pyplot as plt
 
 FORMS = ("function", "primitive", "custom")
 SCHEMES = ("int8", "int16x8", "q7", "q15")
+TARGET = "cortex-m4"
 CALIBRATION = 500  # training images
 FOLDER = Path("demo")
 
@@ -57,8 +60,21 @@ def main() -> None:
     page = FOLDER / "report-int8.html"
     files = [str(FOLDER / name) for name in ("model.pt", "model-int8.gemq")]
     data = ["--data", str(FOLDER / "test.npz"), "--labels", str(FOLDER / "labels.npy")]
-    gemedge("report", *files, *data, "--html", str(page), "--force")
-    print(f"the report, for a browser: {page.resolve().as_uri()}")
+    gemedge("report", *files, *data, "--target", TARGET, "--html", str(page), "--force")
+    print(f"the report, for a browser: {page.resolve().as_uri()}\n")
+    sources = str(FOLDER / "c")
+    gemedge("export", files[1], "--format", "c", "-o", sources, "--force", "-q")
+    gemedge("run", sources, "--target", TARGET, *data[:2])
+    print(f"same integers at every layer on {targets(files[1], *data[:2])} targets")
+
+
+def targets(model: str, *data: str) -> int:
+    """On how many targets the C has the simulator's integers; every other engine is shown beside."""
+    gemedge("verify", model, *data)
+    command = [sys.executable, "-m", "gemedge", "verify", model, *data, "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
+    same = [engine for engine in told["engines"] if engine["layers"] and not engine["max_lsb"]]
+    return sum(engine["engine"].startswith("C on") for engine in same)
 
 
 def exported(form: str, images: np.ndarray) -> np.ndarray:

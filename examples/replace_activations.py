@@ -48,7 +48,9 @@ def of_transformers() -> Case:
     """Its activations are modules of its own classes, which are named like any other."""
     transformers = importlib.import_module("transformers")
     activations = importlib.import_module("transformers.activations")
-    config = transformers.GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=500, attn_implementation="eager")
+    config = transformers.GPT2Config(
+        n_layer=2, n_embd=64, n_head=2, vocab_size=500, bos_token_id=None, eos_token_id=None
+    )
     model = Logits(transformers.GPT2LMHeadModel(config))
     swapped = gnn.replace_activations(model, {activations.NewGELUActivation: gnn.GEM(2)})
     return model, torch.randint(0, 500, (1, 16)), swapped

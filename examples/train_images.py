@@ -66,9 +66,9 @@ PLANS = {
     "mlp": Plan(models.mlp, as_they_are, 600, 1e-2),
     "cnn": Plan(mnist.cnn, as_they_are, 600, 1e-2),
     "resnet8": Plan(models.resnet8, padded, 400, 1e-2),
-    "mobilenet": Plan(models.mobilenet, enlarged, 200, 1e-2, batch=32, footwear=True, test=200),
+    "mobilenet": Plan(models.mobilenet, enlarged, 400, 1e-2, batch=32, footwear=True, test=200),
     "vit": Plan(tiny_vit, as_they_are, 600, 2e-3),
-    "resnet56": Plan(models.resnet56, padded, 40, 1e-2, batch=32, test=200),
+    "resnet56": Plan(models.resnet56, padded, 150, 1e-2, batch=32, test=200),
 }
 
 

@@ -44,7 +44,15 @@ int main(void) {
     return 0;
 }
 """
-AVR = [f"-mmcu={DEVICE}", "-DARDUINO", "-Wall", "-Wextra", "-Werror", "-Wl,--section-start=.mmcu=0x910000"]
+AVR = [
+    f"-mmcu={DEVICE}",
+    "-DARDUINO",
+    "-Wall",
+    "-Wextra",
+    "-Waddr-space-convert",
+    "-Werror",
+    "-Wl,--section-start=.mmcu=0x910000",
+]
 AVR += ["-I/usr/include/simavr/avr"]
 
 

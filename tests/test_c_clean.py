@@ -58,9 +58,10 @@ def cppcheck(folder: Path, *arguments: str) -> list[str]:
     )
 
 
-def listed() -> set[str]:
-    rows = re.findall(r"^\| ([0-9., ]+) \|", DOCS.read_text(), re.MULTILINE)
-    return {rule for row in rows for rule in row.split(", ")}
+def listed() -> dict[str, str]:
+    """Where each rule of the table is reported."""
+    rows = re.findall(r"^\| ([0-9., ]+) \| ([^|]+) \|", DOCS.read_text(), re.MULTILINE)
+    return {rule: where for rules, where in rows for rule in rules.split(", ")}
 
 
 @pytest.mark.exhaustive
@@ -72,7 +73,8 @@ def test_cppcheck_reports_no_rule_but_those_with_a_reason(tmp_path):
             if rule := re.match(r"misra-c2012-([0-9.]+) (.*)", line):
                 reported.setdefault(rule[1], rule[2])
     assert {rule: where for rule, where in reported.items() if rule not in listed()} == {}
-    assert listed() - set(reported) == set()  # no row without a cause
+    always = {rule for rule, where in listed().items() if "some models" not in where}
+    assert always - set(reported) == set()  # no row without a cause
 
 
 @pytest.mark.exhaustive

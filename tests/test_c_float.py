@@ -44,7 +44,15 @@ FORMATS = [
     QuantParams(scale, zero, bits)
     for bits, zeros in ((8, (0, -128, 127, 3)), (16, (0,)))
     for zero in zeros
-    for scale in (1.0, 2.0**-12, float(np.float32(0.1)), float(np.float32(1e-30)), float(np.float32(3e30)), 2.0**-140)
+    for scale in (
+        1.0,
+        2.0**-12,
+        float(np.float32(0.1)),
+        float(np.float32(1e-30)),
+        float(np.float32(3e30)),
+        2.0**-140,
+        2.0**127,
+    )
 ]
 
 

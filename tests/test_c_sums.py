@@ -1,5 +1,6 @@
 """Convolutions and dense layers in C give NumPy's integers, on this machine and on emulated microcontrollers."""
 
+import ctypes
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import bakenn
 import numpy as np
 import pytest
-from c_builds import Built
+from c_builds import STRICT, Built, compiled
 from test_arena import Graph
 
+import gemedge.export as to_c_package
 from gemedge.arena import plan
 from gemedge.errors import ToolError
 from gemedge.export.build import build
@@ -394,3 +396,31 @@ def test_cmsis_nn_that_rounds_otherwise_does_not_compile(rounding):
     (other,) = set(Rounding) - {rounding}
     with pytest.raises(ToolError, match="build it and CMSIS-NN with"):
         build(with_cmsis_nn(model), "cortex-m4", defines=("GEMEDGE_USE_CMSIS_NN", *ROUNDS[other]))
+
+
+@pytest.mark.parametrize(("bits", "dtype", "out_bits"), [(16, np.int8, 16), (16, np.int16, 16), (8, np.int16, 8)])
+@pytest.mark.parametrize("name", ["3x3", "odd channels, strides and padding", "depthwise"])
+def test_a_convolution_of_16_bits_gives_numpys_integers_there(name, bits, dtype, out_bits):
+    check_there(convolution(13, SHAPES[name], bits, dtype, out_bits, near=name == "dilated"), "cortex-m4")
+
+
+HALVES = """#include "gemedge_rescale.h"
+void high(const int32_t *a, const int32_t *b, int32_t *out, uint32_t n);
+void high(const int32_t *a, const int32_t *b, int32_t *out, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) out[i] = gemedge_high_of_halves(a[i], b[i]);
+}
+"""
+
+
+def test_products_of_halves_give_the_upper_word(tmp_path):
+    (tmp_path / "high.c").write_text(HALVES)
+    runtime = str(Path(to_c_package.__file__).parent / "c_runtime")
+    compiled([*STRICT, *UNDEFINED, "-shared", "-fPIC", "-I", runtime, "high.c", "-o", "high.so"], tmp_path)
+    edges = [0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x7FFF8000, 0x40000000]
+    some = [int(x) for x in np.random.default_rng(0).integers(0, 1 << 31, 200)]
+    pairs = [(sign * x, y) for x in edges + some for y in edges + some for sign in (1, -1)]
+    a, b = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
+    out = np.empty_like(a)
+    places = [ctypes.c_void_p(array.ctypes.data) for array in (a, b, out)]
+    ctypes.CDLL(str(tmp_path / "high.so")).high(*places, ctypes.c_uint32(len(a)))
+    np.testing.assert_array_equal(out, a.astype(np.int64) * b >> 32)

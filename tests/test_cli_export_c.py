@@ -79,7 +79,7 @@ def test_an_activation_of_16_bits_is_written_in_the_form_asked_for(quantized, ch
 
 def test_the_form_of_activations_is_for_c(quantized, capsys):
     assert gemedge("export", quantized, "--activation", "table") == 2
-    assert "--activation is for --format c" in capsys.readouterr().err
+    assert "--activation is not for --format onnx of a quantized model" in capsys.readouterr().err
 
 
 def test_files_that_exist_are_replaced_by_force_alone(quantized, capsys):

@@ -109,9 +109,7 @@ def test_no_page_has_a_block_that_is_not_run(page):
 def site(tmp_path_factory):
     """The built site; mkdocs.yml is strict, so a broken link fails it."""
     folder = tmp_path_factory.mktemp("site")
-    done(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(ROOT / "mkdocs.yml"), "-d", str(folder)], folder
-    )
+    done([sys.executable, "-m", "mkdocs", "build", "-f", str(ROOT / "mkdocs.yml"), "-d", str(folder)], folder)
     return folder
 
 

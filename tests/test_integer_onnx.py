@@ -4,19 +4,23 @@ import json
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
-from math import floor
+from math import floor, isqrt
 
 import numpy as np
 import onnx
 import pytest
 from float_runs import float_tensors, ranges_of
 from networks import NETWORKS
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from onnx_runs import metadata, session, tensors_in_onnxruntime
 from test_operators import GRAPHS
 from test_simulate import MAKERS
 from test_to_c import CHANNELS_LAST, SMALL, captured_of
 
 from gemedge.errors import UnsupportedError, UsageError
+from gemedge.export.integer_windows import normalised, root_of
+from gemedge.export.onnx_writer import Writer
 from gemedge.export.to_integer_onnx import OPSETS, to_integer_onnx
 from gemedge.export.to_qdq import to_qdq
 from gemedge.fixed import QuantParams, Rounding
@@ -131,6 +135,26 @@ def test_all_of_opset_batch_threads_and_optimizer_change_nothing(which, run, req
     equal_in_a_run(request.getfixturevalue(which)[0], run)
 
 
+class GatherElements(OpRun):
+    """ONNX's reference takes tables of up to 64 numbers."""
+
+    op_domain = ""
+
+    def _run(self, data, indices, axis=None):
+        return (np.take_along_axis(data, indices, axis),)
+
+
+@pytest.mark.parametrize(("scheme", "rounding"), [("int8", Rounding.DOUBLE), ("q15", Rounding.SINGLE)])
+def test_onnxs_own_reference_gives_the_simulators_outputs(network, scheme, rounding):
+    graph, ranges, given = network
+    model = quantize(graph, ranges, scheme=scheme, rounding=rounding)
+    feeds = {name: array if array.dtype.kind == "i" else array.astype(np.float32) for name, array in given.items()}
+    proto = onnx.ModelProto.FromString(to_integer_onnx(model, opset=17))
+    found = ReferenceEvaluator(proto, new_ops=[GatherElements]).run(list(model.outputs), feeds)
+    for name, array in zip(model.outputs, found, strict=True):
+        np.testing.assert_array_equal(array, simulate(model, given)[name])
+
+
 # By hand: the ends of what a model may hold
 
 BYTE, WORD = QuantParams(0.25, -3, 8), QuantParams(2.0**-9, 0, 16)
@@ -213,6 +237,31 @@ def test_a_normalisation_is_exact_from_the_smallest_to_the_largest_spread(epsilo
     equal(model, {"x": given}, to_integer_onnx(model))
 
 
+SQUARES = [2**60, 2**60 + 1, 2**61, (2**30 + 1) ** 2, (2**30 + 1) ** 2 - 1, (3 << 29) ** 2 - 1, (2**31 - 1) ** 2]
+SQUARES += [
+    (2**31 - 1) ** 2 - 1,
+    2**62 - 1,
+    *(int(n) ** 2 - k for n in range(2**30 + 1, 2**31, 2**27 - 1) for k in (0, 1)),
+]
+
+
+def test_roots_are_exact_and_numbers_are_brought_to_62_bits_exactly():
+    to = Writer(named("r"), 17)
+    wide, up = normalised(to, "spread")
+    outputs = {"root": root_of(to, "square"), "wide": wide, "up": up}
+    lengths = {"square": "squares", outputs["root"]: "squares"} | dict.fromkeys(("spread", wide, up), "spreads")
+    ports = {n: onnx.helper.make_tensor_value_info(n, onnx.TensorProto.INT64, [size]) for n, size in lengths.items()}
+    shown = [ports[name] for name in outputs.values()]
+    graph = onnx.helper.make_graph(to.nodes, "g", [ports["square"], ports["spread"]], shown, to.constants.values())
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    spreads = [1, 2, 3, *(2**k + d for k in range(2, 61) for d in (-1, 0, 1))]
+    feeds = {"square": np.array(SQUARES), "spread": np.array(spreads)}
+    root, wide, up = session(proto.SerializeToString()).run(None, feeds)
+    assert root.tolist() == [isqrt(square) for square in SQUARES]
+    assert wide.tolist() == [spread * 4 ** int(k) for spread, k in zip(spreads, up, strict=True)]
+    assert 2**60 <= wide.min() <= wide.max() < 2**62
+
+
 def test_a_largest_number_is_found_where_padding_is_wider_than_a_window():
     layer = MaxPool("m", ("x",), "y", (2, 2), (1, 1), (2, 0, 2, 1))
     model = one_layer(layer, Tensor("x", (2, 3, 3), BYTE), Tensor("y", (2, 6, 3), BYTE))
@@ -276,12 +325,13 @@ def test_the_file_says_what_it_was_made_of(write, convolutions):
 
 def test_names_of_borders_are_kept_and_others_step_aside(convolutions):
     model, given = convolutions
-    layers = tuple(replace(layer, name=f"input.raw/{i}" if i else "input") for i, layer in enumerate(model.layers))
-    renamed = replace(model, layers=layers)
+    (output,) = model.outputs.values()
+    names = (f"{model.layers[0].name}/ConvInteger", "constant_0", f"{output}.real/Cast")
+    renamed = replace(model, outputs=dict.fromkeys(names, output))
     content = to_integer_onnx(renamed)
     proto = onnx.ModelProto.FromString(content)
     assert [value.name for value in proto.graph.input] == list(model.inputs)
-    assert [value.name for value in proto.graph.output] == list(model.outputs)
+    assert tuple(value.name for value in proto.graph.output) == names
     equal(renamed, given, content)
 
 

@@ -17,6 +17,7 @@ from gemedge.capture import capture_module
 from gemedge.cli import _status, report_targets
 from gemedge.costs import MEASURED, TARGETS
 from gemedge.errors import FormatError, UsageError
+from gemedge.export import to_c as exporting
 from gemedge.fixed import Rounding
 from gemedge.moving import Constant
 from gemedge.operators import Tensor
@@ -24,7 +25,7 @@ from gemedge.quant.prepare import prepare
 from gemedge.quant.quantize import quantize
 from gemedge.targets import Figure, Measured, estimate, fits, parse_size, plan_for, target_named
 
-NAMES = ["cortex-m0plus", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "rv32imc", "avr"]
+NAMES = ["cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "rv32imc", "avr"]
 
 
 class Net(nn.Module):
@@ -156,7 +157,7 @@ def test_what_is_no_size_is_refused(text):
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="target 'z80' is not one of cortex-m0plus, cortex-m4, "):
+    with pytest.raises(UsageError, match="target 'z80' is not one of cortex-m0plus, cortex-m3, "):
         target_named("z80")
     assert list(TARGETS) == NAMES
 
@@ -222,8 +223,11 @@ def test_report_says_what_the_target_needs(files, capsys):
     assert gemedge("report", *files, "--target", "cortex-m4", "--flash", "256k", "--ram", "64k", "--json") == 0
     told = json.loads(capsys.readouterr().out)["target"]
     model = model_file.load(files[1].read_bytes())
-    found = estimate(model, target_named("cortex-m4"))
-    assert told["totals"]["flash"] == {"value": found.flash.value, "how": "estimated"}
+    assert told["known"] == "one sample, emulated"
+    assert {told["totals"][name]["how"] for name in ("code", "flash", "arena", "stack", "instructions")} == {"emulated"}
+    assert told["totals"]["flash"]["value"] == sum(told["sections"][name] for name in (".text", ".rodata"))
+    assert told["cycles"]["low"] < told["cycles"]["high"]
+    assert all(layer["instructions"]["how"] == "emulated" for layer in told["layers"])
     assert told["totals"]["macs"] == {"value": 28_768, "how": "counted"}
     assert told["fits"] is True
     assert {placed["tensor"] for placed in told["plan"]["placements"]} == set(model.tensors)
@@ -231,6 +235,48 @@ def test_report_says_what_the_target_needs(files, capsys):
     shown = capsys.readouterr().out
     assert "28,768" in shown
     assert "counted" in shown
+    assert f"{told['cycles']['low']:,} to {told['cycles']['high']:,}, by Arm's timing tables" in shown
+
+
+@pytest.mark.parametrize(
+    ("target", "spoil", "words"),
+    [
+        ("avr", None, "estimated: avr is not emulated"),
+        ("cortex-m4", ("gemedge.cli.emulate._INSTRUCTIONS", 1000), "instructions are too many to emulate for a report"),
+        (
+            "cortex-m4",
+            ("importlib.util.find_spec", lambda name: None),
+            "estimated: building for a target needs the comp",
+        ),
+        (
+            "cortex-m4",
+            ("gemedge.export.emulated.FLASH_SIZE", 1000),
+            "estimated: it does not fit what is emulated of a c",
+        ),
+    ],
+)
+def test_report_estimates_what_cannot_be_measured_and_says_why(files, capsys, monkeypatch, target, spoil, words):
+    if spoil is not None:
+        monkeypatch.setattr(*spoil)
+    assert gemedge("report", *files, "--target", target, "--json") == 0
+    told = json.loads(capsys.readouterr().out)["target"]
+    model = model_file.load(files[1].read_bytes())
+    found = estimate(model, target_named(target))
+    assert words in told["known"]
+    assert told["totals"]["flash"] == {"value": found.flash.value, "how": "estimated"}
+    assert told["totals"]["instructions"] == {"value": found.instructions.value, "how": "estimated"}
+    assert told["cycles"] is None
+
+
+def test_report_ends_with_1_where_the_c_gives_other_integers(files, capsys, monkeypatch):
+    to_c = exporting.to_c
+    monkeypatch.setattr(exporting, "to_c", lambda *given: spoiled(to_c(*given)))
+    assert gemedge("report", *files, "--target", "cortex-m4") == 1
+    assert "net.gemq: its C on cortex-m4: Convolution 'conv' at [" in capsys.readouterr().err
+
+
+def spoiled(sources: dict[str, bytes]) -> dict[str, bytes]:
+    return sources | {"model.c": sources["model.c"].replace(b"GEMEDGE_SINGLE", b"GEMEDGE_DOUBLE", 1)}
 
 
 def test_report_ends_with_1_where_it_does_not_fit(files, capsys):

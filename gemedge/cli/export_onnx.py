@@ -1,5 +1,6 @@
 """gemedge export --format onnx of a quantized model: a .gemq file in, an ONNX file out, compared with simulate."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gemedge.cli import console
+from gemedge.cli import console, inspect_model
 from gemedge.errors import PromiseError, about
 
 if TYPE_CHECKING:
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
 Form = Literal["integer", "qdq"]
 _MOST_SAMPLES = 256
 _BATCH = 16
+_LONGEST_HEADER = 100_000_000
 
 
 def is_quantized(model: Path) -> bool:
-    """Whether the file's header is a .gemq file's; safetensors files of weights are not quantized models."""
-    from gemedge.capture.kind import Kind, sniff
+    """Whether the file is a .gemq file, by its header; safetensors files of weights are not."""
+    from gemedge.capture.archive import open_bytes
+    from gemedge.model_file import FORMAT
 
     with about(model):
-        return sniff(model) is Kind.QUANTIZED
+        content = open_bytes(model)
+    length = min(int.from_bytes(content[:8], "little"), _LONGEST_HEADER)
+    return inspect_model.is_model(bytes(content[:16])) and json.dumps(FORMAT).encode() in bytes(content[8 : 8 + length])
 
 
 def write(

@@ -94,11 +94,13 @@ def command(
         on_phase("attributing")
         with about(quantized_file):
             found = report(reals, quantized, comparison, next(iter(few)), classes)
-    cost = chip.cost(quantized)
+        on_phase("emulating")
+        with about(quantized_file):
+            cost = chip.cost(quantized, next(iter(few)))
     if html is not None:
         from gemedge.cli.report_html import page
 
-        section = "" if cost is None else report_targets.section(cost.estimate, cost.plan, cost.fit)
+        section = "" if cost is None else report_targets.section(cost.estimate, cost.plan, cost.fit, cost.known)
         files.write({html: page(found, model.name, quantized_file.name, section).encode()}, force=force)
     if as_json:
         console.print_json(found.as_json() | ({} if cost is None else {"target": cost.as_json()}))

@@ -1,6 +1,6 @@
 """What a network costs on a microcontroller, as tables in the terminal and as a part of the page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -9,12 +9,15 @@ from gemedge.cli import console
 from gemedge.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gemedge.arena import Placement, Plan
     from gemedge.costs import Target
     from gemedge.model import QuantizedModel
     from gemedge.targets import Estimate, Fit
 
 _ROWS = 30
+_HEADER = ("layer", "kind", "MACs", "weights", "tables", "constants", "live RAM", "instructions", "cycles")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 760, 300, 66, 34  # of the picture, and of its margins
 _NAMED = 46  # pixels: narrower boxes carry their name only as a tooltip
 _TICKS = 4
@@ -32,21 +35,23 @@ class Chip:
         self.flash = None if flash is None else parse_size(flash)
         self.ram = None if ram is None else parse_size(ram)
 
-    def cost(self, model: "QuantizedModel") -> "Cost | None":
-        """What the model costs on the target, where one is given."""
+    def cost(self, model: "QuantizedModel", inputs: "Mapping[str, np.ndarray]") -> "Cost | None":
+        """What the model costs on the target, where one is given; the first of the inputs is run there if it can be."""
+        from gemedge.cli.emulate import measured
         from gemedge.targets import estimate, fits, plan_for
 
         if self.target is None:
             return None
-        found = estimate(model, self.target)
-        return Cost(found, plan_for(model), fits(found, self.flash, self.ram), self)
+        found, known = measured(model, self.target, inputs)
+        costs = estimate(model, self.target, found)
+        return Cost(costs, plan_for(model), fits(costs, self.flash, self.ram), self, known)
 
 
 class Cost:
-    """An estimate, the plan of its arena, and whether it fits."""
+    """An estimate, the plan of its arena, whether it fits, and how what a run takes is known."""
 
-    def __init__(self, estimate: "Estimate", plan: "Plan", fit: "Fit", chip: Chip) -> None:
-        self.estimate, self.plan, self.fit, self.chip = estimate, plan, fit, chip
+    def __init__(self, estimate: "Estimate", plan: "Plan", fit: "Fit", chip: Chip, known: str) -> None:
+        self.estimate, self.plan, self.fit, self.chip, self.known = estimate, plan, fit, chip, known
 
     def as_json(self) -> dict[str, Any]:
         plan = self.plan
@@ -58,7 +63,14 @@ class Cost:
         }
         limits = {"flash": self.chip.flash, "ram": self.chip.ram}
         over = {"flash": self.fit.flash_over, "ram": self.fit.ram_over}
-        return {**self.estimate.as_json(), "plan": arena, "limits": limits, "over": over, "fits": self.fit.holds}
+        return {
+            **self.estimate.as_json(),
+            "plan": arena,
+            "limits": limits,
+            "over": over,
+            "fits": self.fit.holds,
+            "known": self.known,
+        }
 
     def print(self) -> None:
         """The totals, the layers that cost most, and whether it fits."""
@@ -72,11 +84,14 @@ class Cost:
         console.print_table((f"on {name}", "bytes or count", "of the chip's", "known how"), rows)
         layers = sorted(found.layers, key=lambda layer: -layer.instructions.value)[:_ROWS]
         console.print_table(
-            ("layer, dearest first", "kind", "MACs", "weights", "tables", "constants", "live RAM", "instructions"),
+            ("layer, dearest first", *_HEADER[1:]),
             [(layer.name, layer.kind, *_numbers(layer)) for layer in layers],
         )
         bound = "the least there can be" if plan.size == plan.lower_bound else f"at least {plan.lower_bound:,} needed"
-        console.print_fields([("arena", f"{plan.size:,} bytes, {bound}"), ("fits", self._fits())])
+        fields = [("arena", f"{plan.size:,} bytes, {bound}"), ("run", self.known), ("fits", self._fits())]
+        if (cycles := found.measured.all_cycles) is not None:
+            fields.insert(2, ("cycles", f"{cycles}, by Arm's timing tables, without wait states"))
+        console.print_fields(fields)
 
     def _fits(self) -> str:
         if self.chip.flash is None and self.chip.ram is None:
@@ -90,26 +105,31 @@ def _of(value: int, limit: int | None) -> str:
 
 def _numbers(layer: Any) -> tuple[str, ...]:
     counted = (layer.macs, layer.weights, layer.tables, layer.constants, layer.live)
-    return (*(f"{number:,}" for number in counted), f"{layer.instructions.value:,} {layer.instructions.how}")
+    cycles = "" if layer.cycles is None else str(layer.cycles)
+    return (*(f"{number:,}" for number in counted), f"{layer.instructions.value:,} {layer.instructions.how}", cycles)
 
 
 # The page
 
 
-def section(estimate: "Estimate", plan: "Plan", fit: "Fit | None" = None) -> str:
-    """The part of a page on one target: whether it fits, the totals, the arena's picture, the layers."""
+def section(estimate: "Estimate", plan: "Plan", fit: "Fit | None" = None, known: str = "") -> str:
+    """The part of a page on one target: whether it fits, the totals, the arena's picture, the layers.
+
+    known: how what a run takes is known.
+    """
     name = escape(estimate.target.name)
     verdict = ""
     if fit is not None:
         verdict = f'<p class="{"fits" if fit.holds else "misses"}">{escape(_printable(fit.text))}</p>'
-    totals = [(total, f"{figure.value:,}", figure.how) for total, figure in estimate.totals().items()]
+    totals = [(total, f"{figure.value:,}", str(figure.how)) for total, figure in estimate.totals().items()]
     layers = [(layer.name, layer.kind, *_numbers(layer)) for layer in estimate.layers]
-    header = ("layer", "kind", "MACs", "weights", "tables", "constants", "live RAM", "instructions")
+    if (cycles := estimate.measured.all_cycles) is not None:
+        totals.append(("cycles", str(cycles), "by Arm's timing tables"))
     return (
         f'<section id="target"><h2>On {name}</h2>{verdict}'
-        f"{_table(('total', 'bytes or count', 'known how'), totals)}"
+        f"{_table(('total', 'bytes or count', 'known how'), totals)}<p>{escape(_printable(known))}</p>"
         f"<h3>The arena, {plan.size:,} bytes (at least {plan.lower_bound:,})</h3>{arena_svg(plan)}"
-        f"<details><summary>Layer by layer</summary>{_table(header, layers)}</details></section>"
+        f"<details><summary>Layer by layer</summary>{_table(_HEADER, layers)}</details></section>"
     )
 
 

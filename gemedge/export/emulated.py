@@ -48,11 +48,15 @@ class Sample:
 
 
 class Emulated:
-    """A folder built for a target. PromiseError where it does not fit what is emulated, ToolError where no build."""
+    """A folder built for a target. PromiseError where it does not fit what is emulated, ToolError where no build.
 
-    def __init__(self, folder: Folder, target: str, level: Level = "-O2") -> None:
+    seconds: of emulation that a run may take.
+    """
+
+    def __init__(self, folder: Folder, target: str, level: Level = "-O2", *, seconds: float | None = None) -> None:
         _refuse_too_large(folder, target)
         self.folder, self.target, self._level = folder, target, level
+        self._seconds = _SECONDS if seconds is None else seconds
         self.model = folder.model
         self._orders = orders(folder.model)
         self._shown = to_c.shown(folder.model)
@@ -89,7 +93,7 @@ class Emulated:
         self._enter(placed, sample)
         observer = [machine.symbol("gemedge_observe"), 0]
         call = machine.call(
-            f"{self._run}_observed", *placed.arguments, *observer, seconds=_SECONDS, seen={"gemedge_observe": seen}
+            f"{self._run}_observed", *placed.arguments, *observer, seconds=self._seconds, seen={"gemedge_observe": seen}
         )
         self._check(call)
         if sorted(contents) != self._shown:
@@ -107,7 +111,7 @@ class Emulated:
         """What a run of this sample takes; took: what its run with every layer shown gave."""
         machine = self._plain.machine
         self._enter(self._plain, sample)
-        call = machine.call(self._run, *self._plain.arguments, seconds=_SECONDS)
+        call = machine.call(self._run, *self._plain.arguments, seconds=self._seconds)
         self._check(call)
         names = {i: self.model.layers[i].name for i in took}
         spans = {names[i]: cycles(self._observed.machine, blocks) for i, blocks in took.items()}

@@ -81,8 +81,8 @@ def layer_normalization(to: Writer, layer: LayerNormalization, given: list[Tenso
     whole = to.reduced("ReduceSum", x, [-1], since=13)
     squares = to.reduced("ReduceSum", to.add("Mul", x, x), [-1], since=13)
     spread = to.add("Sub", to.add("Mul", squares, count), to.add("Mul", whole, whole))
-    wide, up = _normalised(to, to.add("Add", spread, to.constant(layer.epsilon, np.int64)))
-    inverse = to.add("Div", to.constant(1 << 61, np.int64), _root(to, wide))
+    wide, up = normalised(to, to.add("Add", spread, to.constant(layer.epsilon, np.int64)))
+    inverse = to.add("Div", to.constant(1 << 61, np.int64), root_of(to, wide))
     product = to.add("Mul", to.add("Sub", to.add("Mul", x, count), whole), inverse)
     norm = _quotient(to, product, to.cast(up, np.uint64))
     mantissa, bias = layer.mantissa.astype(object), layer.bias.astype(object)
@@ -90,7 +90,7 @@ def layer_normalization(to: Writer, layer: LayerNormalization, given: list[Tenso
     return stored(to, Sum([Term(norm, mantissa)], bias, int(bound)), 1, layer.shift, made, gemmlowp=False)
 
 
-def _normalised(to: Writer, spread: str) -> tuple[str, str]:
+def normalised(to: Writer, spread: str) -> tuple[str, str]:
     """spread * 4**up from 2**60 to 2**62, and up, both int64."""
     up = ""
     for step in (16, 8, 4, 2, 1):
@@ -102,7 +102,7 @@ def _normalised(to: Writer, spread: str) -> tuple[str, str]:
     return spread, up
 
 
-def _root(to: Writer, square: str) -> str:
+def root_of(to: Writer, square: str) -> str:
     """The integer part of the square root by Newton's steps, which come from above and may end one too high."""
     root = to.constant(1 << 31, np.int64)
     for _ in range(_NEWTON_STEPS):

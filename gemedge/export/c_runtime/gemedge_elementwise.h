@@ -7,8 +7,9 @@
 #include "gemedge_loops.h"
 
 /* table[q + 128] for each 8-bit q, four at a time: their loads do not wait for each other. out may be in. */
-static inline void gemedge_lookup_bytes(const int8_t *in, const int8_t *table, int8_t *out, uint32_t count) {
-    const int8_t *const centre = table + 128;
+static inline void gemedge_lookup_bytes(const int8_t *in, const GEMEDGE_FLASH int8_t *table, int8_t *out,
+                                        uint32_t count) {
+    const GEMEDGE_FLASH int8_t *const centre = table + 128;
     uint32_t rest = count & 7u;
     GEMEDGE_ROLLED
     for (count >>= 3; count; count--) {
@@ -36,7 +37,7 @@ static inline void gemedge_lookup(const void *in, const GEMEDGE_FLASH void *tabl
                                   uint32_t count) {
     uint32_t i;
     if (bytes == 1u) {
-        gemedge_lookup_bytes((const int8_t *)in, (const int8_t *)table, (int8_t *)out, count);
+        gemedge_lookup_bytes((const int8_t *)in, (const GEMEDGE_FLASH int8_t *)table, (int8_t *)out, count);
         return;
     }
     for (i = 0; i < count; i++) {

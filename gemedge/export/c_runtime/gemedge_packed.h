@@ -133,7 +133,7 @@ static inline void gemedge_dense_packed(const int8_t *in, int32_t inputs, uint32
     struct gemedge_places places = {0, 0, 1, 0, 0, 0};
     struct gemedge_walk walk;
     int32_t sums[GEMEDGE_BATCH], more[GEMEDGE_BATCH];
-    places.step = out_step;
+    places.step = (size_t)out_step;
     gemedge_begin(&walk);
     do {
         const GEMEDGE_FLASH uint32_t *weight = weights;
@@ -153,7 +153,7 @@ static inline void gemedge_dense_packed(const int8_t *in, int32_t inputs, uint32
             const int32_t left = outputs - output;
             places.first = output;
             places.channels = left < GEMEDGE_BATCH ? left : GEMEDGE_BATCH;
-            places.at = walk.at[1] + (size_t)output * out_step;
+            places.at = (size_t)(walk.at[1] + (uint32_t)output * out_step);
             if (whole) {
                 gemedge_packed_row(row, weight, stride, gemedge_part_of(whole), places.channels, sums);
             } else {

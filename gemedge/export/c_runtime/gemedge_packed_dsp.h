@@ -3,35 +3,13 @@
 #ifndef GEMEDGE_PACKED_DSP_H
 #define GEMEDGE_PACKED_DSP_H
 
-#include <arm_acle.h>
-
-#include "gemedge_numbers.h"
+#include "gemedge_dsp.h"
 #include "gemedge_rescale.h"
-
-static inline uint32_t gemedge_four(const int8_t *from) {
-    uint32_t word;
-    memcpy(&word, from, 4);
-    return word;
-}
-
-static inline int16x2_t gemedge_even_bytes(uint32_t word) {
-    return __sxtb16((int8x4_t)word);
-}
-
-static inline int16x2_t gemedge_odd_bytes(uint32_t word) {
-#if defined(__GNUC__) && !defined(__clang__)
-    int16x2_t odd; /* in one instruction, which gcc does not find by itself */
-    __asm__("sxtb16 %0, %1, ror #8" : "=r"(odd) : "r"(word));
-    return odd;
-#else
-    return __sxtb16((int8x4_t)((word >> 8) | (word << 24)));
-#endif
-}
 
 /* Four numbers of one window at a time: their words lie two apart. */
 static inline void gemedge_packed_fours(gemedge_uint32 *to, const int8_t *from, int32_t fours) {
     do {
-        const uint32_t word = gemedge_four(from);
+        const uint32_t word = gemedge_word(from);
         to[0] = (uint32_t)gemedge_even_bytes(word);
         to[2] = (uint32_t)gemedge_odd_bytes(word);
         to += 4;
@@ -94,7 +72,7 @@ GEMEDGE_APART void gemedge_packed_windows(const gemedge_uint32 *column, const GE
 #define GEMEDGE_ROW(at)                                                                                                \
     do {                                                                                                               \
         const uint32_t a = weight[at], b = weight[at + 1], c = weight[at + 2], d = weight[at + 3];                           \
-        const uint32_t four = gemedge_four(row + (at));                                                                \
+        const uint32_t four = gemedge_word(row + (at));                                                                \
         const int16x2_t first = gemedge_even_bytes(four);                                                              \
         const int16x2_t second = gemedge_odd_bytes(four);                                                              \
         both_a = __smlad((int16x2_t)a, first, both_a);                                                                 \

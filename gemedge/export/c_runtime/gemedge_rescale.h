@@ -5,10 +5,6 @@
 
 #include "gemedge_numbers.h"
 
-#if defined(__ARM_FEATURE_SAT)
-#include <arm_acle.h>
-#endif
-
 /* CPUs that multiply 32 by 32 bits to 32 only: a 64-bit product is a call there. */
 #if defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__) || defined(__AVR__)
 #define GEMEDGE_SHORT_MULTIPLY
@@ -90,8 +86,8 @@ static inline int32_t gemedge_saturated(int32_t value, int32_t low, int32_t high
 }
 
 static inline int32_t gemedge_saturated_byte(int32_t value) {
-#if defined(__ARM_FEATURE_SAT)
-    return __ssat(value, 8);
+#if defined(__ARM_FEATURE_SAT) && defined(__GNUC__)
+    return (int32_t)__builtin_arm_ssat(value, 8); /* __ssat, whose macro gcc warns of */
 #else
     return gemedge_saturated(value, -128, 127);
 #endif
@@ -134,6 +130,22 @@ static inline void gemedge_finish_row(const int32_t *sums, const struct gemedge_
 }
 #endif
 
+/* Outputs of 16 bits from far shifts, which have one rounding. */
+static inline void gemedge_finish_shorts(const int32_t *sums, const struct gemedge_places *places,
+                                         const GEMEDGE_FLASH struct gemedge_rescaling *by, gemedge_int16 *to) {
+    const GEMEDGE_FLASH int32_t *bias = (const GEMEDGE_FLASH int32_t *)by->bias + places->first;
+    const GEMEDGE_FLASH int32_t *mantissa = by->mantissa + places->first;
+    const GEMEDGE_FLASH uint8_t *shift = by->shift + places->first;
+    const int32_t lowest = -(int32_t)32767 - 1;
+    int32_t i;
+    for (i = 0; i < places->channels; i++) {
+        const int32_t sum = (int32_t)((uint32_t)sums[i] + (uint32_t)bias[i]);
+        const int32_t q = gemedge_rescale_far(sum, mantissa[i], shift[i], GEMEDGE_SINGLE, by->zero);
+        *to = (gemedge_int16)gemedge_saturated(q, lowest, 32767);
+        to += places->step;
+    }
+}
+
 /* One window's outputs of any kind, from a sum that bias is part of. */
 static inline void gemedge_finish_one(void *out, size_t at, int64_t sum, int32_t channel,
                                       const GEMEDGE_FLASH struct gemedge_rescaling *by) {
@@ -150,7 +162,9 @@ GEMEDGE_APART void gemedge_finish_32(const int32_t *sums, int32_t width, const s
     int32_t window, i;
     for (window = 0; window < places->windows; window++) {
         int8_t *const to = (int8_t *)out + at;
-        if (by->bytes != 1u || !by->far) {
+        if (by->bytes == 2u && by->far && by->law == GEMEDGE_SINGLE) {
+            gemedge_finish_shorts(sums, places, by, (gemedge_int16 *)out + at);
+        } else if (by->bytes != 1u || !by->far) {
             for (i = 0; i < places->channels; i++) {
                 const int32_t channel = places->first + i;
                 const uint32_t bias = (uint32_t)((const GEMEDGE_FLASH int32_t *)by->bias)[channel];

@@ -92,12 +92,28 @@
 #define GEMEDGE_FUSED(table) table
 #endif
 
+/* The sum of products of a row and a column; written out for each width, which bytes is. */
+static inline int64_t gemedge_products(const struct gemedge_operand *of, uint32_t left, uint32_t left_step,
+                                       uint32_t right, uint32_t right_step, uint32_t depth, unsigned bytes) {
+    const int32_t left_zero = of[0].format.zero, right_zero = of[1].format.zero;
+    int64_t sum = 0;
+    for (; depth > 0; depth--) {
+        const int32_t one = gemedge_get_anywhere(of[0].data, left, bytes) - left_zero;
+        const int32_t two = gemedge_get_anywhere(of[1].data, right, bytes) - right_zero;
+        sum += one * two;
+        left += left_step;
+        right += right_step;
+    }
+    return sum;
+}
+
 /* [rows, depth] times [depth, columns]; step: along a row and a column of left, of right and of out. The loops are
    over matrices. */
 static inline void gemedge_matrix_multiply(const struct gemedge_operand *of, const GEMEDGE_FLASH uint32_t *size,
                                            const GEMEDGE_FLASH uint32_t *step, int32_t mantissa, unsigned shift,
                                            unsigned law, void *out, struct gemedge_format format,
                                            const GEMEDGE_FLASH struct gemedge_loops *loops) {
+    const uint32_t depth = size[1];
     struct gemedge_walk walk;
     uint32_t row, column, k;
     gemedge_begin(&walk);
@@ -106,9 +122,16 @@ static inline void gemedge_matrix_multiply(const struct gemedge_operand *of, con
             for (column = 0; column < size[2]; column++) {
                 const uint32_t left = walk.at[0] + row * step[0];
                 const uint32_t right = walk.at[1] + column * step[3];
-                int64_t sum = 0;
-                for (k = 0; k < size[1]; k++) {
-                    sum += gemedge_centred(&of[0], left + k * step[1]) * gemedge_centred(&of[1], right + k * step[2]);
+                int64_t sum;
+                if (of[0].format.bytes != of[1].format.bytes) {
+                    sum = 0;
+                    for (k = 0; k < depth; k++) {
+                        sum += gemedge_centred(&of[0], left + k * step[1]) * gemedge_centred(&of[1], right + k * step[2]);
+                    }
+                } else if (of[0].format.bytes == 1u) {
+                    sum = gemedge_products(of, left, step[1], right, step[2], depth, 1);
+                } else {
+                    sum = gemedge_products(of, left, step[1], right, step[2], depth, 2);
                 }
                 gemedge_store(out, walk.at[2] + row * step[4] + column * step[5], format,
                               gemedge_rescale(sum, mantissa, shift, law));

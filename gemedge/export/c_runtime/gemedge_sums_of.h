@@ -11,6 +11,10 @@
 /* Numbers side by side as 16-bit numbers. */
 static inline void GEMEDGE_OF(gemedge_widen)(gemedge_int16 *to, const GEMEDGE_INPUT *from, int32_t count) {
     int32_t k;
+    if (sizeof *from == sizeof *to) {
+        memcpy(to, from, (size_t)count * sizeof *to);
+        return;
+    }
     for (k = 0; k < count; k++) {
         to[k] = from[k];
     }
@@ -97,6 +101,38 @@ static inline void GEMEDGE_OF(gemedge_convolution)(const GEMEDGE_INPUT *in, int3
     }
 }
 
+/* The taps of four channels by themselves, each at an offset from where the first one lies. */
+static inline void GEMEDGE_OF(gemedge_taps)(const GEMEDGE_INPUT *in, const gemedge_int32 *offsets, int32_t taps,
+                                            const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight, int32_t channels,
+                                            GEMEDGE_SUM *sums) {
+    const gemedge_int32 *const end = offsets + taps;
+    GEMEDGE_SUM a = 0, b = 0, c = 0, d = 0;
+    do {
+        const GEMEDGE_INPUT *from = in + *offsets++;
+        a += (int32_t)from[0] * weight[0];
+        b += (int32_t)from[1] * weight[1];
+        c += (int32_t)from[2] * weight[2];
+        d += (int32_t)from[3] * weight[3];
+        weight += channels;
+    } while (offsets != end);
+    sums[0] = a;
+    sums[1] = b;
+    sums[2] = c;
+    sums[3] = d;
+}
+
+/* Those of one channel. */
+static inline GEMEDGE_SUM GEMEDGE_OF(gemedge_tap)(const GEMEDGE_INPUT *in, const gemedge_int32 *offsets, int32_t taps,
+                                                  const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight, int32_t channels) {
+    GEMEDGE_SUM sum = 0;
+    int32_t k;
+    for (k = 0; k < taps; k++) {
+        sum += (int32_t)in[offsets[k]] * *weight;
+        weight += channels;
+    }
+    return sum;
+}
+
 /* Each channel by itself; weights lie as [*kernel, channel]. offsets: room for where each tap of a window lies, and
    behind it for the numbers of one spot. */
 static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_t zero,
@@ -109,6 +145,7 @@ static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_
     GEMEDGE_INPUT *const blank = (GEMEDGE_INPUT *)(offsets + taps);
     const int32_t blank_offset = (int32_t)(blank - in);
     struct gemedge_places places = {0, 0, 1, 0, 1, 0};
+    GEMEDGE_SUM sums[GEMEDGE_BATCH];
     int32_t row, spot, channel, i, j, k;
     for (channel = 0; channel < channels; channel++) {
         blank[channel] = (GEMEDGE_INPUT)zero;
@@ -126,33 +163,18 @@ static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_
                     *offset++ = inside ? (y * window->in[1] + x) * channels : blank_offset;
                 }
             }
-            for (channel = 0; channel + 4 <= channels; channel += 4) {
-                const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight = weights + channel;
-                GEMEDGE_SUM sums[4] = {0, 0, 0, 0};
-                for (k = 0; k < taps; k++) {
-                    const GEMEDGE_INPUT *from = in + offsets[k] + channel;
-                    sums[0] += (int32_t)from[0] * weight[0];
-                    sums[1] += (int32_t)from[1] * weight[1];
-                    sums[2] += (int32_t)from[2] * weight[2];
-                    sums[3] += (int32_t)from[3] * weight[3];
-                    weight += channels;
-                }
+            for (channel = 0; channel < channels; channel += GEMEDGE_BATCH) {
+                const int32_t rest = channels - channel;
                 places.first = channel;
-                places.channels = 4;
+                places.channels = rest < GEMEDGE_BATCH ? rest : GEMEDGE_BATCH;
+                for (k = 0; k + 4 <= places.channels; k += 4) {
+                    GEMEDGE_OF(gemedge_taps)(in + channel + k, offsets, taps, weights + channel + k, channels, sums + k);
+                }
+                for (; k < places.channels; k++) {
+                    sums[k] = GEMEDGE_OF(gemedge_tap)(in + channel + k, offsets, taps, weights + channel + k, channels);
+                }
                 GEMEDGE_FINISH(sums, 0, &places, by, out);
-                places.at += 4;
-            }
-            for (; channel < channels; channel++) {
-                const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight = weights + channel;
-                GEMEDGE_SUM sum = 0;
-                for (k = 0; k < taps; k++) {
-                    sum += (int32_t)in[offsets[k] + channel] * *weight;
-                    weight += channels;
-                }
-                places.first = channel;
-                places.channels = 1;
-                GEMEDGE_FINISH(&sum, 0, &places, by, out);
-                places.at++;
+                places.at += (size_t)places.channels;
             }
         }
     }
@@ -183,7 +205,7 @@ static inline void GEMEDGE_OF(gemedge_dense)(const GEMEDGE_INPUT *in, int32_t in
     struct gemedge_places places = {0, 0, 1, 0, 0, 0};
     struct gemedge_walk walk;
     GEMEDGE_SUM sums[GEMEDGE_BATCH];
-    places.step = out_step;
+    places.step = (size_t)out_step;
     gemedge_begin(&walk);
     do {
         const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight = weights;
@@ -199,7 +221,7 @@ static inline void GEMEDGE_OF(gemedge_dense)(const GEMEDGE_INPUT *in, int32_t in
             const int32_t rest = outputs - output;
             places.first = output;
             places.channels = rest < GEMEDGE_BATCH ? rest : GEMEDGE_BATCH;
-            places.at = walk.at[1] + (size_t)output * out_step;
+            places.at = (size_t)(walk.at[1] + (uint32_t)output * out_step);
             for (i = 0; i < places.channels; i += 2) {
                 const GEMEDGE_FLASH GEMEDGE_WEIGHT *other = i + 1 < places.channels ? weight + inputs : weight;
                 GEMEDGE_OF(gemedge_row)(row, weight, other, inputs, sums + i);

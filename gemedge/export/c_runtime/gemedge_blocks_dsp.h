@@ -1,0 +1,78 @@
+/* The inner loops of gemedge_blocks.h by Arm's DSP instructions. */
+
+#ifndef GEMEDGE_BLOCKS_DSP_H
+#define GEMEDGE_BLOCKS_DSP_H
+
+#include "gemedge_dsp.h"
+#include "gemedge_rescale.h"
+
+/* What is left of two or four numbers, and the sums. */
+#define GEMEDGE_END_BLOCK                                                                                              \
+    for (; depth > 0; depth--) {                                                                                       \
+        const int32_t left = *first++, right = *second++, one = *weight++, two = *other++;                             \
+        a += left * one;                                                                                               \
+        b += left * two;                                                                                               \
+        c += right * one;                                                                                              \
+        d += right * two;                                                                                              \
+    }                                                                                                                  \
+    sums[0] = a;                                                                                                       \
+    sums[1] = b;                                                                                                       \
+    sums[GEMEDGE_BATCH] = c;                                                                                           \
+    sums[GEMEDGE_BATCH + 1] = d
+
+/* 16-bit weights; multiply adds two products to a sum. */
+#define GEMEDGE_DEFINE_BLOCK_OF_16(name, sum_type, multiply)                                                           \
+    GEMEDGE_APART void name(const gemedge_int16 *first, const gemedge_int16 *second,                                   \
+                            const GEMEDGE_FLASH int16_t *weight, const GEMEDGE_FLASH int16_t *other, int32_t depth,    \
+                            sum_type *sums) {                                                                          \
+        sum_type a = 0, b = 0, c = 0, d = 0;                                                                           \
+        for (; depth > 1; depth -= 2) {                                                                                \
+            const int16x2_t left = (int16x2_t)gemedge_word(first), right = (int16x2_t)gemedge_word(second);            \
+            const int16x2_t one = (int16x2_t)gemedge_word(weight), two = (int16x2_t)gemedge_word(other);               \
+            a = multiply(left, one, a);                                                                                \
+            b = multiply(left, two, b);                                                                                \
+            c = multiply(right, one, c);                                                                               \
+            d = multiply(right, two, d);                                                                               \
+            first += 2;                                                                                                \
+            second += 2;                                                                                               \
+            weight += 2;                                                                                               \
+            other += 2;                                                                                                \
+        }                                                                                                              \
+        GEMEDGE_END_BLOCK;                                                                                             \
+    }
+
+/* 8-bit weights, which are unpacked as numbers 0 and 2, 1 and 3. */
+#define GEMEDGE_DEFINE_BLOCK_OF_8(name, sum_type, multiply)                                                            \
+    GEMEDGE_APART void name(const gemedge_int16 *first, const gemedge_int16 *second,                                   \
+                            const GEMEDGE_FLASH int8_t *weight, const GEMEDGE_FLASH int8_t *other, int32_t depth,      \
+                            sum_type *sums) {                                                                          \
+        sum_type a = 0, b = 0, c = 0, d = 0;                                                                           \
+        for (; depth > 3; depth -= 4) {                                                                                \
+            const uint32_t one = gemedge_word(weight), two = gemedge_word(other);                                      \
+            const uint32_t left = gemedge_word(first), left_high = gemedge_word(first + 2);                            \
+            const uint32_t right = gemedge_word(second), right_high = gemedge_word(second + 2);                        \
+            int16x2_t x = gemedge_even_shorts(left, left_high), y = gemedge_even_shorts(right, right_high);            \
+            a = multiply(x, gemedge_even_bytes(one), a);                                                               \
+            b = multiply(x, gemedge_even_bytes(two), b);                                                               \
+            c = multiply(y, gemedge_even_bytes(one), c);                                                               \
+            d = multiply(y, gemedge_even_bytes(two), d);                                                               \
+            x = gemedge_odd_shorts(left, left_high);                                                                   \
+            y = gemedge_odd_shorts(right, right_high);                                                                 \
+            a = multiply(x, gemedge_odd_bytes(one), a);                                                                \
+            b = multiply(x, gemedge_odd_bytes(two), b);                                                                \
+            c = multiply(y, gemedge_odd_bytes(one), c);                                                                \
+            d = multiply(y, gemedge_odd_bytes(two), d);                                                                \
+            first += 4;                                                                                                \
+            second += 4;                                                                                               \
+            weight += 4;                                                                                               \
+            other += 4;                                                                                                \
+        }                                                                                                              \
+        GEMEDGE_END_BLOCK;                                                                                             \
+    }
+
+GEMEDGE_DEFINE_BLOCK_OF_8(gemedge_block_8_32, int32_t, __smlad)
+GEMEDGE_DEFINE_BLOCK_OF_8(gemedge_block_8_64, int64_t, __smlald)
+GEMEDGE_DEFINE_BLOCK_OF_16(gemedge_block_16_32, int32_t, __smlad)
+GEMEDGE_DEFINE_BLOCK_OF_16(gemedge_block_16_64, int64_t, __smlald)
+
+#endif
