@@ -12,7 +12,7 @@ from torch import nn
 import gemedge.nn as gnn
 from gemedge import model_file
 from gemedge.capture import capture_module
-from gemedge.cli import _status, export_tflite
+from gemedge.cli import _status, export_onnx
 from gemedge.export import tflite_custom, tflite_run
 from gemedge.export.tflite_run import LITERT, MICRO, OLD, Runtime
 from gemedge.fixed import Rounding
@@ -183,7 +183,12 @@ def damaged(path):
 ON_QUANTIZED = [
     (["--opset", "18"], None, 2, "--opset is not for --format tflite of a quantized model"),
     (["--external-data"], None, 2, "--external-data is not for --format tflite"),
-    (["--gem", "function"], None, 2, "--gem function is not for --format tflite; that takes table, float, custom"),
+    (
+        ["--gem", "function"],
+        None,
+        2,
+        "--gem function is not for --format tflite of a quantized model; that takes table,",
+    ),
     ([], damaged, 3, "net.gemq: "),
     ([], lambda path: path.unlink(), 3, "net.gemq"),
     (["-o", "missing/out.tflite"], None, 6, "missing does not exist"),
@@ -208,7 +213,7 @@ def test_bad_input_is_one_line_and_nothing_is_left(quantized, arguments, change,
 
 
 ON_FLOATS = [
-    (["--gem", "table"], 2, "--gem table is for quantized models; a float model takes float"),
+    (["--gem", "table"], 2, "--gem table is not for --format tflite; that takes float"),
     (["--opset", "18"], 2, "--opset is not for --format tflite"),
     (["--external-data"], 2, "--external-data is not for --format tflite"),
     (["-o", "missing/out.tflite"], 6, "missing does not exist"),
@@ -250,9 +255,8 @@ def test_weights_in_a_safetensors_file_are_no_quantized_model(quantized, tmp_pat
 
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(safetensors.numpy.save({"w": np.zeros(3, np.float32)}, {"format": "pt"}))
-    assert export_tflite.is_quantized(quantized)
-    assert not export_tflite.is_quantized(weights)
-    assert not export_tflite.is_quantized(tmp_path)
+    assert export_onnx.is_quantized(quantized)
+    assert not export_onnx.is_quantized(weights)
 
 
 def test_a_runtime_says_its_version():
