@@ -286,6 +286,22 @@ def test_a_weight_of_minus_128_is_not_packed_and_right(tmp_path):
     check_there(model, "cortex-m4")
 
 
+@pytest.mark.parametrize("kind", ["dense", "convolution"])
+def test_the_largest_sums_of_a_packed_pair_are_right(kind, tmp_path):
+    made = (
+        dense(5, 1031, 4, 0, 8, np.int8, 8)
+        if kind == "dense"
+        else convolution(5, SHAPES["many channels"], 8, np.int8, 8)
+    )
+    (layer,) = made.layers
+    layer = replace(layer, weight=np.full_like(layer.weight, 127), shift=layer.shift + 4)
+    model = replace(made, layers=(layer,))
+    given = np.full(model.tensors[model.inputs[0]].shape, -128)
+    np.testing.assert_array_equal(run_there(model, "cortex-m4", given)[0], wanted(model, given))
+    (found,) = Built(model, tmp_path, ("-O1", *avx2())).run({model.inputs[0]: given}).outputs.values()
+    np.testing.assert_array_equal(found, wanted(model, given))
+
+
 def avx2() -> tuple[str, ...]:
     """Flags for this CPU's wider registers, where it has them."""
     flags = Path("/proc/cpuinfo")

@@ -158,7 +158,7 @@ def test_what_is_no_size_is_refused(text):
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="target 'z80' is not one of cortex-m0plus, cortex-m3, "):
+    with pytest.raises(UsageError, match="target 'z80' is not one of cortex-m0plus, cortex-m3, cortex-m4, "):
         target_named("z80")
     assert list(TARGETS) == NAMES
 

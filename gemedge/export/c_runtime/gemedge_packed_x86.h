@@ -10,11 +10,7 @@
 
 /* sum + a * b of pairs of 16-bit numbers. */
 static inline __m256i gemedge_pairs(__m256i sum, __m256i a, __m256i b) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpwssd_epi32(sum, a, b);
-#else
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-#endif
 }
 
 /* Eight words, or four of them and zeros. */
