@@ -133,7 +133,11 @@ ROWS = {
     "a .gemq to calibrate": Row(
         3, "m.gemq: it is a model in integers, which", ("calibrate", "m.gemq", "--data", "d.npy")
     ),
-    "a .gemq to export": Row(3, "m.gemq: it is a model in integers, which", ("export", "m.gemq", "-o", "n.onnx")),
+    "a .gemq to export in a float form": Row(
+        2,
+        "--gem is not for --format onnx of a quantized model",
+        ("export", "m.gemq", "--gem", "custom", "-o", "n.onnx"),
+    ),
     "an .onnx to simulate": Row(3, "m.onnx: it is no .gemq file", ("simulate", "m.onnx", "--data", "d.npy")),
     "an output in no folder": Row(6, "no does not exist", ("quantize", "m.onnx", "--data", "d.npy", "-o", "no/m.gemq")),
     "an output in a file": Row(

@@ -119,9 +119,9 @@ def damaged(path):
 @pytest.mark.parametrize(
     ("arguments", "change", "status", "message"),
     [
-        (["--gem", "custom"], None, 2, "--gem is not for a .gemq file"),
-        (["--external-data"], None, 2, "--external-data is not for a .gemq file"),
-        (["--input-shape", "1,3"], None, 2, "--input-shape is not for a .gemq file"),
+        (["--gem", "custom"], None, 2, "--gem is not for --format onnx of a quantized model"),
+        (["--external-data"], None, 2, "--external-data is not for --format onnx of a quantized model"),
+        (["--input-shape", "1,3"], None, 2, "--input-shape is not for --format onnx of a quantized model"),
         (["--opset", "23"], None, 2, "net.gemq: opset 23 of a quantized model must be from 17 to 21"),
         (["--form", "int"], None, 2, "'int' is not one of 'integer', 'qdq'"),
         (["--format", "c", "--raw"], None, 2, "--raw is not for --format c"),
@@ -145,7 +145,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(quantized, arguments, chan
 @pytest.mark.parametrize("option", [["--raw"], ["--form", "qdq"], ["--data", "x.npz"]], ids=str)
 def test_options_of_quantized_models_are_refused_for_others(quantized, option, capsys):
     assert gemedge("export", "net.onnx", *option) == 2
-    assert f"{option[0]} is not for a float model" in capsys.readouterr().err
+    assert f"{option[0]} is not for --format onnx" in capsys.readouterr().err
 
 
 def test_a_write_that_fails_leaves_nothing(quantized, monkeypatch, capsys):

@@ -38,13 +38,19 @@ class Block:
         elif self.kind == "python":
             done([sys.executable, "-W", "ignore", "-c", self.text], folder)
         elif self.kind == "console":
-            command, _, shown = self.text.partition("\n")
-            assert command.startswith("$ "), command
-            words = shlex.split(command.removeprefix("$ "))
-            assert words[0] in ("gemedge", "cc"), command
-            printed = done([sys.executable, "-m", *words] if words[0] == "gemedge" else words, folder)
-            for line in shown.splitlines():
-                assert re.search(re.escape(line).replace(r"\.\.\.", ".*"), printed), (line, printed)
+            first, *commands = re.split(r"^\$ ", self.text, flags=re.MULTILINE)
+            assert not first
+            assert commands
+            for command in commands:
+                run_command(*command.split("\n", 1), folder)
+
+
+def run_command(command: str, shown: str, folder: Path) -> None:
+    words = shlex.split(command)
+    assert words[0] in ("gemedge", "cc"), command
+    printed = done([sys.executable, "-m", *words] if words[0] == "gemedge" else words, folder)
+    for line in shown.splitlines():
+        assert re.search(re.escape(line).replace(r"\.\.\.", ".*"), printed), (line, printed)
 
 
 def blocks(page: Path) -> list[Block]:
