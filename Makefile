@@ -28,7 +28,10 @@ test: lint
 	@echo "gemedge: pytest with $(JOBS) workers"
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not exhaustive"
 
+# Networks of other packages are among them, which are not installed for the tests above.
 test-all: $(INSTALLED)
+	@$(PIP) --no-deps torchvision
+	@$(PIP) timm transformers
 	@echo "gemedge: exhaustive tests with $(JOBS) workers"
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m exhaustive
 

@@ -47,7 +47,16 @@ def trained(tmp_path_factory):
         return folder, x[1400:].numpy(), model(x[1400:]).numpy(), y[1400:].numpy()
 
 
-@pytest.mark.parametrize(("scheme", "drop"), [("int8", 0.011), ("int16x8", 0.004), ("q7", 0.02), ("q15", 0.004)])
+@pytest.mark.parametrize(
+    ("scheme", "drop"),
+    [
+        ("int8", 0.011),
+        *(
+            pytest.param(*row, marks=pytest.mark.exhaustive)
+            for row in (("int16x8", 0.004), ("q7", 0.02), ("q15", 0.004))
+        ),
+    ],
+)
 def test_a_trained_network_keeps_its_accuracy_in_integers(trained, scheme, drop, tmp_path, capsys, monkeypatch):
     folder, x, logits, labels = trained
     monkeypatch.chdir(tmp_path)

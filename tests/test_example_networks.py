@@ -94,6 +94,7 @@ def test_a_network_of_mlperf_tiny_has_its_size_and_shapes(name, monkeypatch):
     assert model(torch.zeros(2, *given)).shape == (2, *made)
 
 
+@pytest.mark.exhaustive
 def test_activations_are_compared_in_one_pipeline(tmp_path):
     printed = run(tmp_path, "compare_activations.py", "--seeds", "1", "--epochs", "1")
     rows = re.findall(r"^([A-Z][^\n]*?) +([\d.]+) \+- [\d.]+ +([-\d. ]+)$", printed, re.MULTILINE)
