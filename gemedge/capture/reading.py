@@ -68,6 +68,31 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
+class Constants:
+    """The constants of a graph: its initializers, and what was folded so far (known, by the value's name)."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, np.ndarray] = {}
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        if value is None:
+            return None
+        if value.const_value is not None:
+            return value.const_value.numpy()
+        return self.known.get(name_of(value))
+
+    def required(self, node: ir.Node, index: int) -> np.ndarray:
+        array = self.constant(node.inputs[index]) if index < len(node.inputs) else None
+        if array is None:
+            raise UnsupportedError(f"its input {index} must be a constant")
+        return array
+
+    def optional(self, node: ir.Node, index: int) -> np.ndarray | None:
+        """The constant input, None where there is none; a tensor in its place is refused."""
+        missing = index >= len(node.inputs) or node.inputs[index] is None
+        return None if missing else self.required(node, index)
+
+
 def fold(node: ir.Node, constants: list[np.ndarray | None], opset: int) -> list[np.ndarray]:
     """What a node makes of constants, by onnx's reference evaluator; UnsupportedError where it would be huge."""
     _refuse_huge(node, constants)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gemedge.capture import schema
-from gemedge.capture.reading import FOLDED, attribute, fold, layer_name, name_of
+from gemedge.capture.reading import FOLDED, Constants, attribute, fold, layer_name, name_of
 from gemedge.errors import FormatError, UnsupportedError
 from gemedge.export.float_operators import FloatModel
 from gemedge.operators import Operator, Tensor
@@ -19,10 +19,11 @@ _ANY_BATCH = 7919  # a prime that no shape is likely to hold: where it turns up,
 Handler = Callable[["Reader", ir.Node], None]
 
 
-class Reader:
+class Reader(Constants):
     """The layers, tensors and constants found so far. handlers: what reads a node, by its type."""
 
     def __init__(self, model: ir.Model, handlers: Mapping[str, Handler]) -> None:
+        super().__init__()
         self.graph, self._handlers = model.graph, handlers
         self.opset = model.opset_imports.get("", 18)
         first = next((value.shape[0] for value in model.graph.inputs if value.shape), None)
@@ -30,7 +31,6 @@ class Reader:
         self.tensors: dict[str, Tensor] = {}
         self.layers: list[Operator] = []
         self.constants: dict[str, np.ndarray] = {}
-        self.known: dict[str, np.ndarray] = {}
         self.names: dict[str, str] = {}  # of tensors by the ONNX name
         self.indices: set[str] = set()
 
@@ -83,23 +83,6 @@ class Reader:
         return handler
 
     # Constants, which shapes are computed from
-
-    def constant(self, value: ir.Value | None) -> np.ndarray | None:
-        if value is None:
-            return None
-        if value.const_value is not None:
-            return value.const_value.numpy()
-        return self.known.get(name_of(value))
-
-    def required(self, node: ir.Node, index: int) -> np.ndarray:
-        array = self.constant(node.inputs[index]) if index < len(node.inputs) else None
-        if array is None:
-            raise UnsupportedError(f"its input {index} must be a constant")
-        return array
-
-    def optional(self, node: ir.Node, index: int) -> np.ndarray | None:
-        missing = index >= len(node.inputs) or node.inputs[index] is None
-        return None if missing else self.required(node, index)
 
     def _folded(self, node: ir.Node) -> bool:
         if node.op_type == "Shape" and node.inputs[0] is not None:

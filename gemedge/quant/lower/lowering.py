@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from gemedge.capture.reading import (
     FOLDED,
+    Constants,
     attribute,
     fold,
     input_of,
@@ -84,7 +85,7 @@ class Real:
 Handler = Callable[["Lowering", ir.Node], None]
 
 
-class Lowering:
+class Lowering(Constants):
     """The layers and tensors made so far.
 
     formats_of: the Formats of a layer by its name. Constants that are read as tensors become layers when first read.
@@ -98,6 +99,7 @@ class Lowering:
         rounding: Rounding,
         known: Mapping[str, QuantParams] | None = None,
     ) -> None:
+        super().__init__()
         self.model = model
         self.graph = model.graph
         self.functions = model.functions
@@ -114,7 +116,6 @@ class Lowering:
         self.merged: set[str] = set()  # values whose batch axis holds more than the batch
         self.masks: dict[str, np.ndarray] = {}  # of numbers that only a Softmax reads
         self.absorbed: set[ir.Node] = set()
-        self._constants: dict[str, np.ndarray] = {}
         self._placed: dict[tuple[str, tuple[int, ...], str], Tensor] = {}  # by name, shape and scheme
         self._names: set[str] = set()
         self.batch = self._batch_size()
@@ -133,24 +134,6 @@ class Lowering:
                 raise type(error)(f"node {layer_name(node)!r} ({node.op_type}): {error}") from error
 
     # Tensors and constants
-
-    def constant(self, value: ir.Value | None) -> np.ndarray | None:
-        if value is None:
-            return None
-        if value.const_value is not None:
-            return value.const_value.numpy()
-        return self._constants.get(name_of(value))
-
-    def required(self, node: ir.Node, index: int) -> np.ndarray:
-        array = self.constant(node.inputs[index]) if index < len(node.inputs) else None
-        if array is None:
-            raise UnsupportedError(f"its input {index} must be a constant")
-        return array
-
-    def optional(self, node: ir.Node, index: int) -> np.ndarray | None:
-        """The constant input, None where there is none; a tensor in its place is refused."""
-        missing = index >= len(node.inputs) or node.inputs[index] is None
-        return None if missing else self.required(node, index)
 
     def source(self, value: ir.Value | None, node: ir.Node | None = None) -> Tensor:
         """The tensor that a node reads; a constant becomes a layer of its own, its batch axis dropped."""
@@ -438,7 +421,7 @@ class Lowering:
                 return False
             made = fold(node, constants, self.opset)
         for value, array in zip(node.outputs, made, strict=True):
-            self._constants[name_of(value)] = array
+            self.known[name_of(value)] = array
         return True
 
     def _batch_size(self) -> int:
