@@ -98,8 +98,8 @@ static inline int64_t gemedge_products(const struct gemedge_operand *of, uint32_
     const int32_t left_zero = of[0].format.zero, right_zero = of[1].format.zero;
     int64_t sum = 0;
     for (; depth > 0; depth--) {
-        const int32_t one = gemedge_get_anywhere(of[0].data, left, bytes) - left_zero;
-        const int32_t two = gemedge_get_anywhere(of[1].data, right, bytes) - right_zero;
+        const int32_t one = gemedge_get_at(of[0].data, left, bytes) - left_zero;
+        const int32_t two = gemedge_get_at(of[1].data, right, bytes) - right_zero;
         sum += one * two;
         left += left_step;
         right += right_step;
