@@ -171,6 +171,12 @@ def test_constants_that_avr_does_not_reach_are_refused_by_the_compiler(tmp_path)
     assert "constants_are_within_65000_bytes" in done.stderr
 
 
+def test_strict_c_has_its_constants_in_ram(tmp_path):
+    graph, ranges, given = captured_of("mlp")
+    model = quantize(graph, ranges, scheme="int8", rounding=Rounding.DOUBLE)
+    assert_simulates(logged(model, given, tmp_path, ["-Os", "-std=c99"]), model, given)
+
+
 def test_a_digest_that_is_wrong_is_seen(tmp_path):
     graph, ranges, given = captured_of("mlp")
     model = quantize(graph, ranges, scheme="int8", rounding=Rounding.SINGLE)

@@ -215,7 +215,7 @@ def test_a_self_test_and_its_model_live_in_one_program(model, tmp_path):
 def test_the_readme_says_how_to_build_and_verify(model, tmp_path):
     for project in PROJECTS:
         text = exported(model, "net", project, tmp_path / project)["README.md"].decode()
-        assert "gemedge verify net.gemq --data test.npz --log board.log" in text
+        assert "gemedge verify MODEL.gemq --data DATA.npz --log board.log" in text
         assert "## Two models in one program" in text
         assert max(map(len, text.splitlines())) <= 120
     command = re.search(r"cc -DGEMEDGE_STDIO .*", (tmp_path / "cmake/README.md").read_text())

@@ -20,6 +20,7 @@ from gemedge.errors import ModelError, PromiseError
 from gemedge.export import emulated, folder, host
 from gemedge.export.build import CPUS
 from gemedge.export.difference import first_difference
+from gemedge.export.run import compilers
 from gemedge.fixed import Rounding
 from gemedge.quant import simulate as simulating
 from gemedge.quant.quantize import quantize
@@ -131,6 +132,14 @@ def test_the_host_gives_every_layer_in_batches_and_threads(graphs):
         outputs, layers = host.run_confined(exported, library, integers)
         assert all((array == wanted[model.layers[index].output]).all() for index, array in layers.items())
         assert outputs.keys() == model.outputs.keys()
+
+
+def test_each_compiler_of_this_machine_builds_for_the_host(graphs, monkeypatch):
+    exported = folder.of_model(quantized(graphs, "mlp")[0], "net")
+    for compiler in compilers():
+        monkeypatch.setattr(host, "compilers", lambda compiler=compiler: [compiler])
+        monkeypatch.setattr(host, "_FLAGS", (*host._FLAGS, "-Wall", "-Wextra", "-Werror"))
+        assert host.library(exported).startswith(b"\x7fELF"), compiler.identity
 
 
 # As a user runs it

@@ -46,7 +46,7 @@ class Constants:
         """A check that the 16-bit addresses of AVR reach them all: what they do not would be read elsewhere."""
         sizes = "".join(f"\n    + sizeof {name}" for text, name in self._names.items() if _STORED in text)
         return f"""
-#ifdef __FLASH
+#if defined(__FLASH) && !defined(__STRICT_ANSI__)
 typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u ? 1 : -1];
 #endif
 """

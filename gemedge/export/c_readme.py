@@ -31,7 +31,7 @@ _VERIFYING = """
 It prints a CRC-32 of each input, layer and output (the bytes of each number with the low one first). The log of a
 board, whatever else stands in it, goes to
 
-    gemedge verify {name}.gemq --data test.npz --log board.log
+    gemedge verify MODEL.gemq --data DATA.npz --log board.log
 
 with the model and the data that this folder was exported from: same integers at every layer, or the first that differs.
 """

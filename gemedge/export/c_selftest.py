@@ -114,7 +114,7 @@ int main(void) {{
 
 def _input(border: Border, index: int) -> str:
     at = f"{border.macro}_VECTORS + sample * {border.macro}_SIZE"
-    return f"""#ifdef __FLASH /* a run reads RAM */
+    return f"""#if defined(__FLASH) && !defined(__STRICT_ANSI__) /* a run reads RAM */
         static {border.ctype} {border.parameter}[{border.macro}_SIZE];
         gemedge_load({border.parameter}, {at}, sizeof {border.parameter});
 #else

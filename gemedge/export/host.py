@@ -196,7 +196,9 @@ def _harness(folder: Folder) -> str:
 
     given = arguments("in", "const ", model.inputs) + arguments("out", "", tuple(model.outputs.values()))
     sizes = [f"{bytes_of(model.tensors[layer.output])}u" for layer in model.layers] or ["0"]
-    return f"""#include "model.h"
+    return f"""#include <string.h>
+
+#include "model.h"
 
 struct places {{
     unsigned char *const *of;

@@ -19,7 +19,15 @@ _LAYOUT = "<4sIIIffifi8s"
 _MAGIC = b"GEMA"
 _VERSION = 1
 _KINDS = {"gem": 0, "segem": 1, "rational": 2}
-_RUNTIME = ("gemedge_numbers.h", "gemedge_loops.h", "gemedge_elementwise.h", "gemedge_rational.h")
+_RUNTIME = (
+    "gemedge_status.h",
+    "gemedge_flash.h",
+    "gemedge_numbers.h",
+    "gemedge_loops.h",
+    "gemedge_activation.h",
+    "gemedge_elementwise.h",
+    "gemedge_rational.h",
+)
 _WRITTEN_BY_HAND = ("gemedge_tflm.h", "gemedge_tflm.cc")
 _KERNELS, _README = "gemedge_tflm_kernels.h", "gemedge_tflm.md"
 FILES = (*_WRITTEN_BY_HAND, _KERNELS, _README, *_RUNTIME)

@@ -8,7 +8,7 @@
 
 /* GEMEDGE_FLASH qualifies constants; a gemedge_place is where a tensor or a constant lies. (Not AVR's __memx, whose
    addresses say which: gcc 5.4 -Os reads other bytes through them.) */
-#ifdef __FLASH
+#if defined(__FLASH) && !defined(__STRICT_ANSI__)
 #define GEMEDGE_FLASH __flash
 typedef struct {
     const void *tensor; /* or 0 */

@@ -61,7 +61,7 @@ GEMEDGE_DEFINE_GET(gemedge_get, GEMEDGE_RAM)
 GEMEDGE_DEFINE_GET(gemedge_get_flash, GEMEDGE_FLASH)
 
 static inline int32_t gemedge_get_at(gemedge_place place, uint32_t index, unsigned bytes) {
-#ifdef __FLASH
+#if defined(__FLASH) && !defined(__STRICT_ANSI__)
     return place.tensor ? gemedge_get(place.tensor, index, bytes) : gemedge_get_flash(place.constant, index, bytes);
 #else
     return gemedge_get(place, index, bytes);
