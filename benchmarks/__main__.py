@@ -27,6 +27,7 @@ NAMES = (
     "kernel",
     "simulate",
     "integer_onnx",
+    "instructions",
     "convolution_instructions",
     "calibrate",
     "export_resnet",

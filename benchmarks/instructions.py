@@ -1,25 +1,24 @@
-"""What activations in C take on emulated Cortex-M4 and M0+: instructions, cycles, flash, and codes that are wrong.
+"""What activations in C take on emulated Cortex-M: instructions, cycles, flash, and codes that are wrong.
 
-    python -m benchmarks.instructions [--json FILE]
+    python -m benchmarks.instructions
 
 Each of ours stands beside what people use instead, in the same run: a table of 513 entries with linear interpolation
 at 16 bits, a plain loop over a table of 256 at 8 bits, ReLU, and gemedge's general kernel. Inputs are N(0, 1) in
-the format. Instructions are counted exactly, by block; cycles are the interval that Arm's timing tables leave on a
-Cortex-M4 without wait states. Flash is code and tables of the function alone. zig's clang -O2, and arm-none-eabi-gcc
--O2 where it is installed; nothing here ran on silicon.
+the format. Instructions are counted exactly, by block, and on Cortex-M55 by QEMU's clock of instructions; cycles are
+the upper end of what Arm's timing tables leave on a Cortex-M4 without wait states. Flash is code and tables of the
+function alone. zig's clang -O2, and arm-none-eabi-gcc -O2 where it is installed; nothing here ran on silicon.
 """
 
-import argparse
-import json
 import shutil
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import gemedge
+from benchmarks.row import Row, main
 from gemedge import Activation, FixedActivation, QFormat
 from gemedge.export import c_activations
 from gemedge.export.build import FLASH, FLASH_SIZE, RAM, RAM_SIZE, build
@@ -27,6 +26,7 @@ from gemedge.export.c_constants import Constants, wrapped
 from gemedge.export.machine import Machine
 from gemedge.export.timing import cycles
 from gemedge.table import Table
+from tests.boards import BOARDS, counted
 
 FOLDER = Path(gemedge.__path__[0], "export")
 HEADERS = {path.name: path.read_bytes() for path in FOLDER.joinpath("c_runtime").glob("*.h")}
@@ -34,6 +34,15 @@ ELEMENTS = 4096
 Q3_12, Q3_4 = QFormat(3, 12), QFormat(3, 4)
 CONSTANT_TIME = ("GEMEDGE_CONSTANT_TIME",)
 GCC = "arm-none-eabi-gcc"
+TITLE = "Activations, for each number, on"
+GOALS = {
+    ("cortex-m4", "int16 gem(n=1)"): 20,
+    ("cortex-m4", "int16 gem(n=2)"): 30,
+    ("cortex-m4", "int16 segem(n=1, epsilon=1.0)"): 20,
+    ("cortex-m4", "int8 gem(n=1), 256-byte table"): 3.5,
+    ("cortex-m0plus", "int16 gem(n=1)"): 35,
+    ("cortex-m55", "int16 gem(n=1)"): 8,
+}
 
 
 @dataclass(frozen=True)
@@ -59,11 +68,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    name: str
-    target: str
-    compiler: str
     instructions: float
-    cycles: tuple[float, float] | None
+    cycles: float | None
     flash: int
     misrounded: int | None
 
@@ -188,37 +194,53 @@ def measured(subject: Subject, target: str, compiler: str) -> Measured:
     call = machine.call("run", given, made, sample.size)
     span = cycles(machine, call.blocks)
     return Measured(
-        subject.name,
-        target,
-        compiler,
         call.instructions / sample.size,
-        None if span is None else (span.low / sample.size, span.high / sample.size),
+        None if span is None else span.high / sample.size,
         sum(machine.sections.get(section, 0) for section in (".text", ".rodata")),
         None if "ReLU" in subject.name else int(np.count_nonzero(got != subject.kernel(codes))),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Instructions of activations on emulated microcontrollers.")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    arguments = parser.parse_args()
+def row(table: str, name: str, found: Measured, goal: float | None) -> Row:
+    beside = {"bytes of flash": float(found.flash)}
+    if found.cycles is not None:
+        beside = {"cycles at most": found.cycles, "cycles / instructions": found.cycles / found.instructions} | beside
+    if found.misrounded is not None:
+        beside["wrong codes"] = float(found.misrounded)
+    return Row(table, name, found.instructions, "instructions", at_most=goal, beside=beside)
+
+
+def with_helium(subject: Subject) -> Row:
+    """By QEMU's Cortex-M55; tests/test_c_helium.py has its outputs at all codes."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["-O2", "-I", str(FOLDER / "c_runtime")]
+        taken = counted(BOARDS["cortex-m55"], Path(folder), subject.source, subject.sample, flags)
+    goal = GOALS.get(("cortex-m55", subject.name))
+    return Row(f"{TITLE} cortex-m55 with Helium", f"{subject.name}, gcc", taken, "instructions", at_most=goal)
+
+
+def rows(quick: bool) -> list[Row]:
+    """Ours and what stands beside them, on each CPU by each compiler; a goal is that of the better compiler."""
     compilers = ["zig", *(["gcc"] if shutil.which(GCC) else [])]
-    rows = []
-    print(f"{'':42} {'CPU':13} {'by':3} {'instr':>6} {'cycles':>13} {'high/instr':>10} {'flash':>6} {'wrong':>6}")
+    every = subjects()[:3:2] if quick else subjects()
+    found = []
     for target in ("cortex-m4", "cortex-m0plus"):
-        for subject in subjects():
-            for compiler in compilers:
-                row = measured(subject, target, compiler)
-                rows.append(asdict(row))
-                low, high = row.cycles or (0.0, 0.0)
-                wrong = "-" if row.misrounded is None else f"{row.misrounded:,}"
-                print(
-                    f"{row.name:42} {target:13} {compiler:3} {row.instructions:6.2f} {low:6.2f}-{high:6.2f}"
-                    f" {high / row.instructions:10.2f} {row.flash:6,} {wrong:>6}"
+        for subject in every:
+            by = {compiler: measured(subject, target, compiler) for compiler in compilers}
+            best = min(by, key=lambda compiler: by[compiler].instructions)
+            found += [
+                row(
+                    f"{TITLE} {target}",
+                    f"{subject.name}, {compiler}",
+                    taken,
+                    GOALS.get((target, subject.name)) if compiler == best else None,
                 )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+                for compiler, taken in by.items()
+            ]
+    if "gcc" in compilers and shutil.which(BOARDS["cortex-m55"].emulator[0]):
+        found += [with_helium(subject) for subject in every if subject.name.startswith("int16") and not subject.defines]
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gemedge
@@ -78,6 +79,35 @@ void _start(void) {
     call(93, 0, 0, 0);
 }
 """
+# The system timer counts a loop of known length, and then run(): with -icount it goes by instructions.
+_COUNTS = """
+#define TIMER ((volatile uint32_t *)0xE000E010u)
+#define STEPS 1000000u
+void gemedge_put_char(char character);
+static void show(uint32_t count) {
+    uint32_t unit;
+    for (unit = 1000000000u; unit; unit /= 10u) {
+        gemedge_put_char((char)('0' + count / unit % 10u));
+    }
+    gemedge_put_char(' ');
+}
+static int16_t made[sizeof sample / sizeof *sample];
+int main(void) {
+    uint32_t steps = STEPS, start;
+    TIMER[1] = 0xFFFFFFu;
+    TIMER[2] = 0;
+    TIMER[0] = 5u; /* on, by the CPU's clock, without interrupts */
+    start = TIMER[2];
+    __asm__ volatile("1: subs %0, #1; bne 1b" : "+l"(steps) : : "cc");
+    show((start - TIMER[2]) & 0xFFFFFFu);
+    start = TIMER[2];
+    for (steps = 0; steps < 16u; steps++) {
+        run(sample, made, sizeof sample / sizeof *sample);
+    }
+    show((start - TIMER[2]) & 0xFFFFFFu);
+    return 0;
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -110,7 +140,7 @@ BOARDS = {
     "cortex-m4": _cortex("cortex-m4", "mps2-an386"),
     "cortex-m7": _cortex("cortex-m7", "mps2-an500"),
     "cortex-m33": _cortex("cortex-m33+nofp", "mps2-an505", flash=0x10000000, ram=0x38000000),
-    "cortex-m55": _cortex("cortex-m55+nofp", "mps3-an547", "-mfloat-abi=softfp"),
+    "cortex-m55": _cortex("cortex-m55+nofp", "mps3-an547", "-mfloat-abi=softfp", ram_size=0x40000),
     "rv32imc": Board(RISCV, ("-march=rv32imc", "-mabi=ilp32", "-ffreestanding")),
 }
 
@@ -138,3 +168,12 @@ def printed(board: Board, built: Path, *options: str) -> bytes:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done.stdout
+
+
+def counted(board: Board, folder: Path, source: str, sample: np.ndarray, flags: list[str]) -> float:
+    """Instructions of a Cortex-M per number of the sample in the source's run(in, out, count), to a thousandth."""
+    numbers = ", ".join(map(str, sample))
+    (folder / "run.c").write_text(f"{source}static const int16_t sample[] = {{{numbers}}};\n{_COUNTS}")
+    built = program(board, folder, ["run.c"], flags)
+    known, ticks = map(int, printed(board, built, "-icount", "shift=0").split())
+    return 2 * 1_000_000 * ticks / known / (16 * sample.size)

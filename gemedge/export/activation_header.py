@@ -28,6 +28,7 @@ _DEFINED = re.compile(
     r"|^GEMEDGE_DEFINE_\w+\((gemedge_\w+)|^(?!typedef|struct|#|/|\s).*?\b(gemedge_\w+)[(\[]",
     re.MULTILINE,
 )
+_VECTORS = re.compile(r"#if GEMEDGE_HELIUM\n.*?#endif\n", re.DOTALL)  # too long for one small header
 _ALWAYS = "gemedge_right_shifts_are_arithmetic"
 _SWITCH = "GEMEDGE_CONSTANT_TIME"  # what a user defines keeps its name
 
@@ -96,7 +97,7 @@ def _needed(text: str) -> str:
 def _definitions() -> list[str]:
     """The runtime's definitions, each with its comment: what stands between blank lines."""
     folder = resources.files("gemedge.export").joinpath("c_runtime")
-    texts = [folder.joinpath(file).read_text("ascii") for file in _RUNTIME]
+    texts = [_VECTORS.sub("", folder.joinpath(file).read_text("ascii")) for file in _RUNTIME]
     return [part.strip("\n") for text in texts for part in text.split("\n\n") if _names_in(part)]
 
 

@@ -25,6 +25,7 @@ _RUNTIME = (
     "gemedge_numbers.h",
     "gemedge_loops.h",
     "gemedge_activation.h",
+    "gemedge_helium.h",
     "gemedge_elementwise.h",
     "gemedge_rational.h",
 )

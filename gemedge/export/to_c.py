@@ -43,6 +43,7 @@ RUNTIME = (
     "gemedge_windows.h",
     "gemedge_moving.h",
     "gemedge_activation.h",
+    "gemedge_helium.h",
     "gemedge_rational.h",
 )
 _LONGEST_SYMBOL = 40

@@ -20,6 +20,13 @@
 #define GEMEDGE_ROLLED
 #endif
 
+/* Whether the CPU has vectors of integers whose lane 0 comes first in memory. */
+#if defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN)
+#define GEMEDGE_HELIUM 1
+#else
+#define GEMEDGE_HELIUM 0
+#endif
+
 /* CPUs that take dozens of instructions for a product of 64 bits. */
 #if !defined(GEMEDGE_SHORT_PRODUCTS)
 #if defined(__ARM_ARCH_6M__) || defined(__AVR__)
@@ -183,12 +190,22 @@ GEMEDGE_INLINE int32_t gemedge_saturated_short(int32_t y) {
 #endif
 }
 
+#if GEMEDGE_HELIUM
+#include "gemedge_helium.h"
+#endif
+
 /* The activation of 16-bit numbers; out may be in. */
 GEMEDGE_INLINE void gemedge_activate_compact(const void *in, void *out, uint32_t count,
                                              const struct gemedge_compact *by) {
     const gemedge_int16 *from = (const gemedge_int16 *)in;
     const gemedge_int16 *const end = from + count;
     gemedge_int16 *to = (gemedge_int16 *)out;
+#if GEMEDGE_HELIUM
+    if (gemedge_has_vectors(by)) {
+        gemedge_activate_vectors(in, out, count, by);
+        return;
+    }
+#endif
     GEMEDGE_ROLLED
     while (from != end) {
         const int32_t y = gemedge_compact_one(*from++, by);
