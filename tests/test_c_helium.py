@@ -1,16 +1,20 @@
-"""Activations by Arm's Helium on an emulated Cortex-M55: all codes, and how many instructions they take."""
+"""The C by Arm's Helium on an emulated Cortex-M55: activations at all codes, sums, and how many instructions."""
 
 import re
 import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from boards import BOARDS, counted, printed, program
+from c_builds import written as written_model
 from test_c_activations import COMPACT, EMULATED, RUNTIME, kernel, written
+from test_c_sums import SHAPES, WIDTHS, convolution, dense, inputs_of, wanted
 from test_kernel import ALL_16
 
 from gemedge import compact
+from gemedge.export.c_selftest import Vectors
 
 sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks import instructions
@@ -70,6 +74,27 @@ def test_the_rows_have_vectors_of_every_kind():
     assert found >= {(False, 1), (False, 2), (True, 1)}
     text = (RUNTIME / "gemedge_helium.h").read_text()
     assert re.search(r"order == 1u \|\| \(by->order == 2u && !by->is_segem && !by->is_wide\)", text)
+
+
+def check_sums(model, folder):
+    """Two samples on a Cortex-M55 give NumPy's integers."""
+    given = np.stack([inputs_of(model, seed) for seed in range(2)])
+    (name,), (out,) = model.inputs, model.outputs
+    made = np.stack([wanted(model, sample) for sample in given])
+    written_model(model, folder, vectors=Vectors({name: given}, {out: made}))
+    assert b"gemedge end 0 0\r\n" in printed(M55, program(M55, folder, ["selftest.c"], ["-O2"]))
+
+
+@pytest.mark.parametrize(("bits", "dtype", "out_bits"), WIDTHS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_convolutions_by_helium_give_numpys_integers(name, bits, dtype, out_bits, tmp_path):
+    check_sums(convolution(1, SHAPES[name], bits, dtype, out_bits), tmp_path)
+
+
+@pytest.mark.parametrize(("bits", "dtype", "out_bits"), WIDTHS)
+@pytest.mark.parametrize(("inputs", "outputs", "rows"), [(128, 16, 0), (1, 1, 0), (7, 5, 3), (1030, 18, 0)])
+def test_dense_layers_by_helium_give_numpys_integers(inputs, outputs, rows, bits, dtype, out_bits, tmp_path):
+    check_sums(dense(2, inputs, outputs, rows, bits, dtype, out_bits), tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ RUNTIME = (
     "gemedge_dsp.h",
     "gemedge_blocks.h",
     "gemedge_blocks_dsp.h",
+    "gemedge_blocks_helium.h",
     "gemedge_packed.h",
     "gemedge_packed_dsp.h",
     "gemedge_packed_x86.h",

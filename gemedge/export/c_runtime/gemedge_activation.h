@@ -20,13 +20,6 @@
 #define GEMEDGE_ROLLED
 #endif
 
-/* Whether the CPU has vectors of integers whose lane 0 comes first in memory. */
-#if defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN)
-#define GEMEDGE_HELIUM 1
-#else
-#define GEMEDGE_HELIUM 0
-#endif
-
 /* CPUs that take dozens of instructions for a product of 64 bits. */
 #if !defined(GEMEDGE_SHORT_PRODUCTS)
 #if defined(__ARM_ARCH_6M__) || defined(__AVR__)

@@ -7,7 +7,9 @@
 
 #include "gemedge_rescale.h"
 
-#if defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN)
+#if GEMEDGE_HELIUM
+#include "gemedge_blocks_helium.h"
+#elif defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN)
 #include "gemedge_blocks_dsp.h"
 #else
 

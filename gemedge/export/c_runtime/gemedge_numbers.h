@@ -30,6 +30,13 @@ typedef int32_t gemedge_int32;
 typedef uint32_t gemedge_uint32;
 #endif
 
+/* Whether the CPU has vectors of integers (Arm's Helium) whose lane 0 comes first in memory. */
+#if defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN)
+#define GEMEDGE_HELIUM 1
+#else
+#define GEMEDGE_HELIUM 0
+#endif
+
 /* What is called from many places, or kept apart so that its registers are its own. */
 #if defined(__GNUC__)
 #define GEMEDGE_APART static __attribute__((__noinline__, __unused__))

@@ -184,6 +184,13 @@ static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_
 static inline void GEMEDGE_OF(gemedge_row)(const GEMEDGE_INPUT *row, const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight,
                                            const GEMEDGE_FLASH GEMEDGE_WEIGHT *other, int32_t inputs,
                                            GEMEDGE_SUM *sums) {
+#if GEMEDGE_HELIUM
+    if (sizeof(GEMEDGE_SUM) == sizeof(int32_t)) {
+        gemedge_row_32(row, sizeof *row, weight, other, sizeof *weight, inputs, (int32_t *)sums);
+    } else {
+        gemedge_row_64(row, sizeof *row, weight, other, sizeof *weight, inputs, (int64_t *)sums);
+    }
+#else
     GEMEDGE_SUM sum = 0, beside = 0;
     int32_t k;
     for (k = 0; k < inputs; k++) {
@@ -193,6 +200,7 @@ static inline void GEMEDGE_OF(gemedge_row)(const GEMEDGE_INPUT *row, const GEMED
     }
     sums[0] = sum;
     sums[1] = beside;
+#endif
 }
 
 /* Weights lie as [output, input]. The loops are over rows; in_step and out_step lead from number to number within one.
