@@ -22,13 +22,14 @@ from queue import Queue
 
 ROOT = Path(__file__).parents[1]
 C, GENERATOR = "gemedge/export/c_runtime/", "gemedge/export/"
-COPIED = ("gemedge", "tests", "pyproject.toml")
+COPIED = ("gemedge", "tests", "benchmarks", "pyproject.toml")
 ARITHMETIC = ["tests/test_c_runtime.py"]
 OPERATORS = ["tests/test_to_c.py", "-k", "operator or moved"]
 NETWORKS = ["tests/test_to_c.py", "-k", "layer or resnet20 or vectors or operator"]
 SUMS = ["tests/test_c_sums.py", "-m", "not exhaustive"]
 ACTIVATIONS = ["tests/test_c_activations.py", "-m", "not exhaustive"]
 FLOATS = ["tests/test_c_float.py"]
+HELIUM = ["tests/test_c_helium.py", "-k", "every_code or numpys"]  # which need apt's gcc and QEMU
 BORDERS = ["tests/test_to_c.py", "-k", "arena or outside or names or symbols or escaped or loops or bytes or vectors"]
 
 
@@ -148,6 +149,15 @@ FAULTS = [
     # floats
     Fault("ties away from even", C + "gemedge_float.h", "(whole > twice * under.mantissa || (twice & 2u))", "(whole > twice * under.mantissa || !(twice & 2u))", FLOATS),
     Fault("negative numbers quantized as positive", C + "gemedge_float.h", "q += bits >> 31 ? -size : size;", "q += size;", FLOATS),
+    # vectors
+    Fault("a carry dropped", C + "gemedge_helium.h", "        if ((uint32_t)by->power) {\n", "        if (0) {\n", HELIUM),
+    Fault("a segment that is 32 too high", C + "gemedge_helium.h", "- sizeof gemedge_lines);", "- 0);", HELIUM),
+    Fault("odd lanes stored as even ones", C + "gemedge_helium.h", "gemedge_compact_four(vmovltq_s16(x), by)", "gemedge_compact_four(vmovlbq_s16(x), by)", HELIUM),
+    Fault("vectors without the correction", C + "gemedge_helium.h", "return vsubq_u32(g, vmulhq_u32(g, vmulhq_u32(d.m, r)));", "return g;", HELIUM),
+    Fault("a whole vector stored where less is left", C + "gemedge_helium.h", "        vstrhq_p_s16(to, x, some);", "        vstrhq_s16(to, x);", HELIUM),
+    Fault("lanes beyond the depth", C + "gemedge_blocks_helium.h", "vctp16q((uint32_t)depth);", "vctp16q((uint32_t)depth + 1u);", HELIUM),
+    Fault("the second channel's sum lost", C + "gemedge_blocks_helium.h", "d = add(d, right, two);", "d = add(d, right, one);", HELIUM),
+    Fault("a row's weights two bytes apart", C + "gemedge_blocks_helium.h", "one += 8u * weight_size;", "one += 16u;", HELIUM),
 ]  # fmt: skip
 
 
