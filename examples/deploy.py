@@ -4,6 +4,9 @@
 commands to go on with, and prints what is in them.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,15 +30,26 @@ from gemedge.targets import estimate, target_named
 
 FOLDER = Path("models")
 TARGET = "cortex-m4"
+SAMPLES = 16  # of the test inputs, that an emulated CPU runs
 
 Score = Callable[[np.ndarray], float]
 
 
-def deploy(name: str, model: nn.Module, calibration: Tensor, test: Tensor, score: Score, measure: str) -> None:
+def deploy(
+    name: str,
+    model: nn.Module,
+    calibration: Tensor,
+    test: Tensor,
+    score: Score,
+    measure: str,
+    *,
+    emulated: tuple[str, ...] = (),
+) -> None:
     """Print how the model and its integers score on the test inputs, and what they take on a microcontroller.
 
     score: a number from 0 to 1 of the outputs for `test`; measure: what it is. calibration: inputs that
-    give the ranges, which are not to be those of the test.
+    give the ranges, which are not to be those of the test. emulated: schemes whose C runs on the emulated CPU, which
+    gives what is otherwise estimated, and the integers of simulate at every layer.
     """
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,4 +83,27 @@ def deploy(name: str, model: nn.Module, calibration: Tensor, test: Tensor, score
         print(
             f"{cost.flash.value / 1024:>11.1f}{cost.ram.value / 1024:>9.1f}  {cost.instructions.value:,} instructions"
         )
+    for shown in emulated:
+        run_on_target(folder, shown)
     print(flush=True)
+
+
+def run_on_target(folder: Path, scheme: str) -> None:
+    """Print what the network's C takes on the emulated CPU; an error, where a number is not simulate's."""
+    source = str(folder / f"{scheme}-c")
+    gemedge("export", str(folder / f"{scheme}.gemq"), "--format", "c", "-o", source, "--force", "-q")
+    data = str(folder / "test.npz")
+    told = json.loads(gemedge("run", source, "--target", TARGET, "--data", data, "--limit", str(SAMPLES), "--json"))
+    of = {name: figure["value"] for name, figure in told["cost"]["totals"].items()}
+    print(
+        f"  {scheme}, emulated: the same integers at every layer for {told['samples']} samples;"
+        f" flash {of['flash'] / 1024:.1f} kB, RAM {of['ram'] / 1024:.1f} kB, {of['instructions']:,} instructions"
+    )
+
+
+def gemedge(*command: str) -> str:
+    """What a command prints."""
+    done = subprocess.run([sys.executable, "-m", "gemedge", *command], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout

@@ -22,6 +22,7 @@ from torch.nn import functional
 from training import fit
 
 import gemedge.nn as gnn
+from gemedge.model import SCHEMES
 
 Pictures = Callable[[Tensor], Tensor]
 TEST = 500
@@ -48,7 +49,10 @@ def tiny_vit(make: models.Make) -> models.ViT:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is built and trained. footwear: two classes, shoes (of the digits 5, 7 and 9) and all else."""
+    """How a network is built and trained. footwear: two classes, shoes (of the digits 5, 7 and 9) and all else.
+
+    emulated: the schemes that run on an emulated microcontroller.
+    """
 
     build: Callable[[models.Make], nn.Module]
     pictures: Pictures
@@ -57,15 +61,16 @@ class Plan:
     batch: int = 64
     footwear: bool = False
     test: int = TEST
+    emulated: tuple[str, ...] = ()
 
     def target(self, labels: Tensor) -> Tensor:
         return torch.isin(labels, torch.tensor([5, 7, 9])).long() if self.footwear else labels
 
 
 PLANS = {
-    "mlp": Plan(models.mlp, as_they_are, 600, 1e-2),
-    "cnn": Plan(mnist.cnn, as_they_are, 600, 1e-2),
-    "resnet8": Plan(models.resnet8, padded, 400, 1e-2),
+    "mlp": Plan(models.mlp, as_they_are, 600, 1e-2, emulated=SCHEMES),
+    "cnn": Plan(mnist.cnn, as_they_are, 600, 1e-2, emulated=SCHEMES),
+    "resnet8": Plan(models.resnet8, padded, 400, 1e-2, emulated=("int8",)),
     "mobilenet": Plan(models.mobilenet, enlarged, 400, 1e-2, batch=32, footwear=True, test=200),
     "vit": Plan(tiny_vit, as_they_are, 600, 2e-3),
     "resnet56": Plan(models.resnet56, padded, 150, 1e-2, batch=32, test=200),
@@ -100,7 +105,7 @@ def main() -> None:
             return float((outputs.argmax(1) == right).mean())
 
         calibration, test = plan.pictures(images[:200]), plan.pictures(test_images[: plan.test])
-        deploy(name, model, calibration, test, accuracy, "accuracy")
+        deploy(name, model, calibration, test, accuracy, "accuracy", emulated=plan.emulated)
 
 
 if __name__ == "__main__":

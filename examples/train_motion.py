@@ -47,7 +47,7 @@ def train_ds_cnn(steps: int) -> None:
         return float((outputs.argmax(1) == test_labels.numpy()).mean())
 
     fit(model, loss, steps=steps, rate=1e-2)
-    deploy("ds_cnn", model, inputs[:200], test, accuracy, "accuracy")
+    deploy("ds_cnn", model, inputs[:200], test, accuracy, "accuracy", emulated=("int8", "int16x8"))
 
 
 def train_autoencoder(steps: int) -> None:
@@ -65,7 +65,8 @@ def train_autoencoder(steps: int) -> None:
         return float((errors[~known][:, None] > errors[known]).mean())
 
     fit(model, loss, steps=steps, rate=5e-3)
-    deploy("autoencoder", model, inputs[torch.randperm(len(inputs))[:200]], test, auc, "AUC")
+    calibration = inputs[torch.randperm(len(inputs))[:200]]
+    deploy("autoencoder", model, calibration, test, auc, "AUC", emulated=("int8", "int16x8"))
 
 
 def main() -> None:

@@ -35,20 +35,21 @@ class Row:
     steps: int
     least: float
     lost: tuple[float, float, float, float]
+    emulated: tuple[str, ...] = ()
 
 
 FAST = [
-    Row("train_images.py", "mlp", 60, 60, (5, 1, 6, 0.5)),
-    Row("train_motion.py", "autoencoder", 100, 90, (5, 1, 6, 0.5)),
+    Row("train_images.py", "mlp", 60, 60, (5, 1, 6, 0.5), tuple(SCHEMES)),
+    Row("train_motion.py", "autoencoder", 100, 90, (5, 1, 6, 0.5), ("int8", "int16x8")),
     Row("train_text.py", "gpt", 40, 20, (5, 1, 6, 0.5)),
 ]
 SLOW = [
-    Row("train_images.py", "cnn", 300, 75, (2, 1, 4, 0.5)),
-    Row("train_images.py", "resnet8", 120, 65, (4, 1, 6, 0.5)),
+    Row("train_images.py", "cnn", 300, 75, (2, 1, 4, 0.5), tuple(SCHEMES)),
+    Row("train_images.py", "resnet8", 120, 65, (4, 1, 6, 0.5), ("int8",)),
     Row("train_images.py", "mobilenet", 300, 85, (10, 3, 20, 2)),
     Row("train_images.py", "resnet56", 100, 20, (10, 3, 100, 2)),  # too deep for q7 with so little training
     Row("train_images.py", "vit", 200, 60, (4, 1, 6, 0.5)),
-    Row("train_motion.py", "ds_cnn", 100, 50, (5, 2, 8, 1)),
+    Row("train_motion.py", "ds_cnn", 100, 50, (5, 2, 8, 1), ("int8", "int16x8")),
     Row("train_text.py", "bert", 100, 10, (5, 1, 6, 0.5)),
 ]
 
@@ -71,6 +72,10 @@ def test_a_reference_network_is_trained_exported_and_runs_in_integers(row, tmp_p
         assert float(score) >= float(reached) - lost, scheme
         written = (tmp_path / "models" / row.network / f"{scheme}.gemq").read_bytes()
         assert model_file.load(written).scheme == scheme
+    found = re.findall(
+        r"^  (\w+), emulated: the same integers at every layer for 16 samples; flash", printed, re.MULTILINE
+    )
+    assert tuple(found) == row.emulated
 
 
 # name: trained numbers (MLPerf Tiny's counts have the moving averages of BatchNorm, which are not trained), shapes

@@ -54,11 +54,12 @@ def test_demo_keeps_the_classes_in_every_scheme(demo):
         assert found[3] == (folder / f"model-{scheme}.gemq").stat().st_size < size
 
 
-def test_demo_ends_with_the_report_and_says_where_its_page_is(demo):
+def test_demo_ends_with_the_report_and_the_targets_that_agree(demo):
     printed, folder = demo
     shown = printed[printed.index("$ gemedge report") :]
     assert re.search(r"^first    `\w+` .* gains \d+\.\d dB$", shown, re.MULTILINE)
     assert re.search(r"^outputs  [\d.]+ dB SQNR over 1,000 samples$", shown, re.MULTILINE)
     page = folder / "report-int8.html"
-    assert printed.splitlines()[-1] == f"the report, for a browser: {page.resolve().as_uri()}"
+    assert f"the report, for a browser: {page.resolve().as_uri()}\n" in printed
+    assert printed.splitlines()[-1] == "same integers at every layer on 7 targets"
     assert "</html>" in page.read_text()

@@ -95,7 +95,8 @@ def test_what_a_run_takes_is_the_sum_of_what_its_layers_take(graphs):
     found = runs.measure(one(integers), took)
     assert set(found.instructions) == set(found.cycles) == {layer.name for layer in model.layers}
     layers = sum(found.instructions.values())
-    assert layers - 60 * len(model.layers) < found.all_instructions < layers + 20_000  # copies, and the showing
+    # copies and the showing, and what runs in one with the layer before where nobody looks
+    assert 0.95 * layers < found.all_instructions < layers + 20_000
     assert found.instructions["0.0"] == max(found.instructions.values())
     assert 0.5 * found.all_instructions < found.all_cycles.low < found.all_cycles.high < 3 * found.all_instructions
     assert found.flash == found.sections[".text"] + found.sections[".rodata"]
@@ -214,7 +215,7 @@ def test_a_changed_kernel_is_found_at_its_first_layer(exported, capsys, target):
 
 def test_a_changed_later_layer_is_not_blamed_on_an_earlier_one(exported, capsys):
     text = (exported / "model.c").read_text()
-    changed = re.sub(r"(_dense_bias\[10\] = \{\s*)(-?\d+)", r"\g<1>30000", text, count=1)
+    changed = re.sub(r"(#else\n.*_dense_bias\[10\] = \{\s*)-?\d+", r"\g<1>3000000", text, count=1)
     assert changed != text
     (exported / "model.c").write_text(changed)
     assert run(exported) == 1
