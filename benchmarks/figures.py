@@ -53,7 +53,7 @@ def _tradeoffs(rows: Sequence[Row]) -> Figure:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
     parts = [(row, *row.name.rpartition(", ")[::2]) for row in rows]
     colours = {name: f"C{place}" for place, name in enumerate(dict.fromkeys(name for _, name, _ in parts))}
-    scales = ("flash, bytes", 1024, "flash, KB"), ("instructions", 1e6, "million instructions an image (estimated)")
+    scales = ("flash, bytes", 1024, "flash, KB"), ("instructions", 1e6, "million instructions an image")
     for axis, (of, scale, label) in zip(axes, scales, strict=True):
         for row, name, scheme in parts:
             axis.plot(row.beside[of] / scale, row.value, MARKERS[scheme], color=colours[name], alpha=0.75)

@@ -89,15 +89,17 @@ def deploy(
 
 
 def run_on_target(folder: Path, scheme: str) -> None:
-    """Print what the network's C takes on the emulated CPU; an error, where a number is not simulate's."""
+    """Print what the network's C takes on the emulated CPU; an error where a number there or here is not simulate's."""
     source = str(folder / f"{scheme}-c")
     gemedge("export", str(folder / f"{scheme}.gemq"), "--format", "c", "-o", source, "--force", "-q")
     data = str(folder / "test.npz")
+    here = json.loads(gemedge("run", source, "--target", "host", "--data", data, "--json"))
     told = json.loads(gemedge("run", source, "--target", TARGET, "--data", data, "--limit", str(SAMPLES), "--json"))
     of = {name: figure["value"] for name, figure in told["cost"]["totals"].items()}
     print(
-        f"  {scheme}, emulated: the same integers at every layer for {told['samples']} samples;"
-        f" flash {of['flash'] / 1024:.1f} kB, RAM {of['ram'] / 1024:.1f} kB, {of['instructions']:,} instructions"
+        f"  {scheme}, C: the same integers at every layer for {here['samples']} samples here, {told['samples']} on"
+        f" {TARGET}, emulated; flash {of['flash'] / 1024:.1f} kB, RAM {of['ram'] / 1024:.1f} kB,"
+        f" {of['instructions']:,} instructions"
     )
 
 

@@ -51,6 +51,7 @@ def trained(request):
     return found, ranges, test_images.numpy(), logits, bars
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("scheme", BARS)
 def test_trained_networks_keep_their_classes_in_integers(trained, scheme):
     model, ranges, images, logits, bars = trained

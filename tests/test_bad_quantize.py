@@ -17,6 +17,7 @@ import torch
 from networks import NETWORKS
 from onnx import numpy_helper
 from test_cli_quantize import gemedge
+from thinned import thinned
 
 import gemedge.nn as gnn
 from gemedge import model_file
@@ -155,7 +156,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", thinned(ROWS, 3))
 def test_bad_input_is_one_line_and_nothing_is_written(name, folder, capsys):
     row = ROWS[name]
     if row.bad is not None:
@@ -234,8 +235,8 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("scheme", ["int8", "q15"])
-@pytest.mark.parametrize("kind", SOUND)
+@pytest.mark.parametrize("scheme", thinned(["int8", "q15"], 2))
+@pytest.mark.parametrize("kind", thinned(SOUND, 2))
 def test_a_degenerate_network_is_quantized_all_the_same(kind, scheme, folder):
     x, weight, bias, tolerance = SOUND[kind]
     written(folder / "m.onnx", TEXT.format(shape="batch, 4"), w=weight, b=bias)
@@ -257,7 +258,7 @@ def onnx_session(path: Path):
 # Masks of minus infinity
 
 
-@pytest.mark.parametrize("scheme", ["int8", "q15"])
+@pytest.mark.parametrize("scheme", thinned(["int8", "q15"], 2))
 def test_a_causal_mask_of_minus_infinity_is_calibrated(scheme, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     network = NETWORKS["gpt"]
@@ -287,7 +288,7 @@ def batches():
 """
 
 
-@pytest.mark.parametrize("command", ["calibrate", "quantize", "simulate"])
+@pytest.mark.parametrize("command", thinned(["calibrate", "quantize", "simulate"], 3))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_an_interrupted_run_says_so_and_leaves_the_old_output(command, number, folder):
     (folder / "slow.py").write_text(CODE)

@@ -82,6 +82,7 @@ def test_errors_are_listed_worst_first_and_as_json(trained, tmp_path, capsys):
     assert all(error["saturated"] < 0.01 for error in told["errors"])
 
 
+@pytest.mark.exhaustive
 def test_edited_ranges_are_taken_and_too_narrow_ones_show_as_saturation(trained, tmp_path, capsys):
     folder = trained[0]
     ranges, made = tmp_path / "r.json", tmp_path / "m.gemq"

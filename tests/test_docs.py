@@ -80,11 +80,13 @@ def started(tmp_path_factory):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_every_block_of_the_readme_runs_and_prints_what_it_shows(tmp_path):
     run_page(ROOT / "README.md", tmp_path)
     assert (tmp_path / "model.onnx").exists()
 
 
+@pytest.mark.exhaustive
 def test_every_block_of_getting_started_runs_and_leaves_its_files(started):
     made = {"model.pt", "model.onnx", "model.gemq", "out.npz", "report.html", "out"}
     assert made <= {path.name for path in started.iterdir()}

@@ -52,6 +52,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
+@pytest.mark.exhaustive
 def test_300_kills_leave_no_torn_file_and_the_next_run_removes_what_they_left(tmp_path):
     paths = [tmp_path / "model.onnx", tmp_path / "model.json"]
     files.write(dict.fromkeys(paths, OLD), force=True)

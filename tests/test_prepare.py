@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from thinned import thinned
 
 import gemedge.nn as gnn
 from gemedge import UnsupportedError
@@ -41,7 +42,7 @@ def assert_same(model: ir.Model, prepared: ir.Model, feed: dict[str, np.ndarray]
 
 
 @pytest.mark.parametrize("make", [lambda: gnn.EGEM(2, 0.1), lambda: gnn.SEGEM(1, 0.5), torch.nn.SiLU])
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("name", thinned(networks.NETWORKS, 3))
 def test_every_network_computes_the_same(name, make):
     network = networks.NETWORKS[name]
     captured = capture_module(network.model(make), network.inputs(), dynamic=network.dynamic, opset=20)

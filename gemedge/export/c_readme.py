@@ -64,7 +64,14 @@ The status is `GEMEDGE_OK` or an error code of `gemedge_status.h`. A run keeps n
 in turn, and each thread can have one of its own. Numbers lie in the order of these shapes, the last axis side by side:
 
 {rows}{_floats(interface)}
-With `-DGEMEDGE_OBSERVE` there is also `{name}_run_observed`, which shows each layer's numbers.
+## Switches
+
+- `-DGEMEDGE_OBSERVE`: there is also `{name}_run_observed`, which shows each layer's numbers.
+- `-DGEMEDGE_USE_CMSIS_NN`: 8-bit convolutions and dense layers are CMSIS-NN's, whose headers and sources you add. The
+  integers stay the same; where its rounding macro is not the model's law it does not compile.
+- `-DGEMEDGE_CONSTANT_TIME`: activations take the same instructions for every input, or do not compile.
+
+Arm's DSP instructions, Helium and AVX2 are used where the compiler says that the CPU has them.
 
 ## Two models in one program
 

@@ -122,7 +122,7 @@ def _litert(name: str, content: bytes, inputs: Arrays) -> Callable[[Arrays], Arr
 
 
 def _micro(content: bytes) -> Callable[[Arrays], Arrays]:
-    from tflite_micro import runtime  # type: ignore[import-untyped]
+    from tflite_micro import runtime
 
     outputs = schema().Model.GetRootAs(content).Subgraphs(0).OutputsLength()
 

@@ -149,7 +149,7 @@ class Graph:
 
     def finish(self, inputs: Sequence[Border], outputs: Sequence[Border], metadata: Mapping[str, Any]) -> bytes:
         """The file, with metadata as JSON under the name gemedge, and the borders' names as its signature."""
-        import flatbuffers  # type: ignore[import-untyped]
+        import flatbuffers
 
         graph, model = self._schema.SubGraphT(), self._schema.ModelT()
         graph.name, graph.tensors, graph.operators = "main", self._tensors, self._operators

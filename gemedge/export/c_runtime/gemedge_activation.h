@@ -20,15 +20,6 @@
 #define GEMEDGE_ROLLED
 #endif
 
-/* CPUs that take dozens of instructions for a product of 64 bits. */
-#if !defined(GEMEDGE_SHORT_PRODUCTS)
-#if defined(__ARM_ARCH_6M__) || defined(__AVR__)
-#define GEMEDGE_SHORT_PRODUCTS 1
-#else
-#define GEMEDGE_SHORT_PRODUCTS 0
-#endif
-#endif
-
 /* 2^31 / x on 32 segments of [1/2, 1): intercept, and in the lower half the negative slope. */
 static const GEMEDGE_FLASH uint32_t gemedge_lines[32] = {
     4294476769u, 4164389678u, 4041904603u, 3926431737u, 3817381273u, 3714228935u, 3616515983u, 3523783675u,
@@ -63,7 +54,7 @@ GEMEDGE_INLINE uint64_t gemedge_upper(uint64_t a, uint32_t b) {
 }
 
 #if defined(GEMEDGE_CONSTANT_TIME) && GEMEDGE_SHORT_PRODUCTS
-static const uint8_t gemedge_zeros_of[32] = {31, 22, 30, 21, 18, 10, 29, 2, 20, 17, 15, 13, 9, 6, 28, 1,
+static const GEMEDGE_FLASH uint8_t gemedge_zeros_of[32] = {31, 22, 30, 21, 18, 10, 29, 2, 20, 17, 15, 13, 9, 6, 28, 1,
                                              23, 19, 11, 3, 16, 14, 7, 24, 12, 4, 8, 25, 5, 26, 27, 0};
 #endif
 

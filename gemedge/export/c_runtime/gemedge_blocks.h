@@ -12,6 +12,7 @@
 #elif defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN)
 #include "gemedge_blocks_dsp.h"
 #else
+#define GEMEDGE_ROWS 0
 
 /* Few registers hold two sums; more hold four, and each number loaded is used twice. */
 #if defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__)

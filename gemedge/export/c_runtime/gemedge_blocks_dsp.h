@@ -78,4 +78,60 @@ GEMEDGE_DEFINE_BLOCK_OF_8(gemedge_block_8_64, int64_t, __smlald)
 GEMEDGE_DEFINE_BLOCK_OF_16(gemedge_block_16_32, int32_t, __smlad)
 GEMEDGE_DEFINE_BLOCK_OF_16(gemedge_block_16_64, int64_t, __smlald)
 
+/* Number k of bytes or shorts. */
+static inline int32_t gemedge_number(const int8_t *from, size_t size, int32_t k) {
+    return size == 1u ? from[k] : ((const gemedge_int16 *)(const void *)from)[k];
+}
+
+/* Numbers 0 and 2 of four, and 1 and 3. */
+static inline int16x2_t gemedge_even_of(const int8_t *from, size_t size) {
+    return size == 1u ? gemedge_even_bytes(gemedge_word(from))
+                      : gemedge_even_shorts(gemedge_word(from), gemedge_word(from + 4));
+}
+
+static inline int16x2_t gemedge_odd_of(const int8_t *from, size_t size) {
+    return size == 1u ? gemedge_odd_bytes(gemedge_word(from))
+                      : gemedge_odd_shorts(gemedge_word(from), gemedge_word(from + 4));
+}
+
+/* Pairs of four, in the same order for all that have the same order of pairs. */
+static inline int16x2_t gemedge_first_of(const int8_t *from, size_t size, int in_order) {
+    return in_order ? (int16x2_t)gemedge_word(from) : gemedge_even_of(from, size);
+}
+
+static inline int16x2_t gemedge_last_of(const int8_t *from, size_t size, int in_order) {
+    return in_order ? (int16x2_t)gemedge_word(from + 4) : gemedge_odd_of(from, size);
+}
+
+/* One row times the weights of two channels; sizes are of a number. Shorts times shorts need no unpacking. */
+#define GEMEDGE_ROWS 1
+#define GEMEDGE_DEFINE_ROW(name, sum_type, multiply)                                                                   \
+    static inline void name(const void *row, size_t size, const void *weight, const void *other, size_t weight_size,   \
+                            int32_t inputs, sum_type *sums) {                                                          \
+        const int8_t *from = (const int8_t *)row, *one = (const int8_t *)weight, *two = (const int8_t *)other;         \
+        const int in_order = size == 2u && weight_size == 2u;                                                          \
+        sum_type a = 0, b = 0;                                                                                         \
+        int32_t k;                                                                                                     \
+        for (k = inputs >> 2; k > 0; k--) {                                                                            \
+            int16x2_t numbers = gemedge_first_of(from, size, in_order);                                                \
+            a = multiply(numbers, gemedge_first_of(one, weight_size, in_order), a);                                    \
+            b = multiply(numbers, gemedge_first_of(two, weight_size, in_order), b);                                    \
+            numbers = gemedge_last_of(from, size, in_order);                                                           \
+            a = multiply(numbers, gemedge_last_of(one, weight_size, in_order), a);                                     \
+            b = multiply(numbers, gemedge_last_of(two, weight_size, in_order), b);                                     \
+            from += 4u * size;                                                                                         \
+            one += 4u * weight_size;                                                                                   \
+            two += 4u * weight_size;                                                                                   \
+        }                                                                                                              \
+        for (k = 0; k < (inputs & 3); k++) {                                                                           \
+            a += gemedge_number(from, size, k) * gemedge_number(one, weight_size, k);                                  \
+            b += gemedge_number(from, size, k) * gemedge_number(two, weight_size, k);                                  \
+        }                                                                                                              \
+        sums[0] = a;                                                                                                   \
+        sums[1] = b;                                                                                                   \
+    }
+
+GEMEDGE_DEFINE_ROW(gemedge_row_32, int32_t, __smlad)
+GEMEDGE_DEFINE_ROW(gemedge_row_64, int64_t, __smlald)
+
 #endif

@@ -44,6 +44,7 @@ GEMEDGE_DEFINE_BLOCK(gemedge_block_16_32, int16_t, int32_t, vmladavaq_s16)
 GEMEDGE_DEFINE_BLOCK(gemedge_block_16_64, int16_t, int64_t, vmlaldavaq_s16)
 
 /* One row times the weights of two channels; sizes are of a number. */
+#define GEMEDGE_ROWS 1
 #define GEMEDGE_DEFINE_ROW(name, sum_type, add)                                                                        \
     static inline void name(const void *row, size_t size, const void *weight, const void *other, size_t weight_size,   \
                             int32_t inputs, sum_type *sums) {                                                          \

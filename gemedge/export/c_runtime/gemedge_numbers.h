@@ -30,6 +30,15 @@ typedef int32_t gemedge_int32;
 typedef uint32_t gemedge_uint32;
 #endif
 
+/* Whether the CPU multiplies 32 by 32 bits to 32 only: a 64-bit product is a call there, of dozens of instructions. */
+#if !defined(GEMEDGE_SHORT_PRODUCTS)
+#if defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__) || defined(__AVR__)
+#define GEMEDGE_SHORT_PRODUCTS 1
+#else
+#define GEMEDGE_SHORT_PRODUCTS 0
+#endif
+#endif
+
 /* Whether the CPU has vectors of integers (Arm's Helium) whose lane 0 comes first in memory. */
 #if defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN)
 #define GEMEDGE_HELIUM 1

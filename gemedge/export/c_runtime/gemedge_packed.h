@@ -77,7 +77,7 @@ static inline void gemedge_add(int32_t *sums, const int32_t *more, int32_t chann
 }
 
 /* As gemedge_convolution of the other kinds; columns: room for two windows, each of a multiple of four numbers. */
-static inline void gemedge_convolution_packed(const int8_t *in, int32_t zero,
+GEMEDGE_APART void gemedge_convolution_packed(const int8_t *in, int32_t zero,
                                               const GEMEDGE_FLASH struct gemedge_window *window, int32_t groups,
                                               int32_t group_in, int32_t group_out,
                                               const GEMEDGE_FLASH uint32_t *weights,
@@ -123,7 +123,7 @@ static inline void gemedge_convolution_packed(const int8_t *in, int32_t zero,
 }
 
 /* As gemedge_dense of the other kinds. */
-static inline void gemedge_dense_packed(const int8_t *in, int32_t inputs, uint32_t in_step,
+GEMEDGE_APART void gemedge_dense_packed(const int8_t *in, int32_t inputs, uint32_t in_step,
                                         const GEMEDGE_FLASH uint32_t *weights,
                                         const GEMEDGE_FLASH struct gemedge_rescaling *by, void *room, void *out,
                                         int32_t outputs, uint32_t out_step,

@@ -5,11 +5,6 @@
 
 #include "gemedge_numbers.h"
 
-/* CPUs that multiply 32 by 32 bits to 32 only: a 64-bit product is a call there. */
-#if defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__) || defined(__AVR__)
-#define GEMEDGE_SHORT_MULTIPLY
-#endif
-
 /* floor(a * b / 2^32) from products of 16-bit halves; |a| < 2^31, b is 0..2^31 - 1. */
 static inline int32_t gemedge_high_of_halves(int32_t a, int32_t b) {
     const uint16_t a_low = (uint16_t)a;
@@ -23,7 +18,7 @@ static inline int32_t gemedge_high_of_halves(int32_t a, int32_t b) {
 
 /* The same where the CPU has a long multiply. */
 static inline int32_t gemedge_high(int32_t a, int32_t b) {
-#if defined(GEMEDGE_SHORT_MULTIPLY)
+#if GEMEDGE_SHORT_PRODUCTS
     return gemedge_high_of_halves(a, b);
 #else
     return (int32_t)(((int64_t)a * b) >> 32);
@@ -32,7 +27,7 @@ static inline int32_t gemedge_high(int32_t a, int32_t b) {
 
 /* gemmlowp's doubling high product: floor((a * b + 2^30) / 2^31). */
 static inline int32_t gemedge_doubled_high(int32_t a, int32_t b) {
-#if defined(GEMEDGE_SHORT_MULTIPLY)
+#if GEMEDGE_SHORT_PRODUCTS
     const uint32_t low = (uint32_t)a * (uint32_t)b;
     const uint32_t rounded = low + ((uint32_t)1 << 30);
     const int32_t high = gemedge_high_of_halves(a, b) + (rounded < low ? 1 : 0);

@@ -58,7 +58,7 @@ static inline void GEMEDGE_OF(gemedge_column)(gemedge_int16 *to, const GEMEDGE_I
 }
 
 /* Weights lie as [channel, *kernel, input of the group]. columns: room for two windows of 16-bit numbers. */
-static inline void GEMEDGE_OF(gemedge_convolution)(const GEMEDGE_INPUT *in, int32_t zero,
+GEMEDGE_APART void GEMEDGE_OF(gemedge_convolution)(const GEMEDGE_INPUT *in, int32_t zero,
                                                    const GEMEDGE_FLASH struct gemedge_window *window, int32_t groups,
                                                    int32_t group_in, int32_t group_out,
                                                    const GEMEDGE_FLASH GEMEDGE_WEIGHT *weights,
@@ -135,7 +135,7 @@ static inline GEMEDGE_SUM GEMEDGE_OF(gemedge_tap)(const GEMEDGE_INPUT *in, const
 
 /* Each channel by itself; weights lie as [*kernel, channel]. offsets: room for where each tap of a window lies, and
    behind it for the numbers of one spot. */
-static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_t zero,
+GEMEDGE_APART void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_t zero,
                                                  const GEMEDGE_FLASH struct gemedge_window *window,
                                                  const GEMEDGE_FLASH GEMEDGE_WEIGHT *weights,
                                                  const GEMEDGE_FLASH struct gemedge_rescaling *by,
@@ -181,23 +181,41 @@ static inline void GEMEDGE_OF(gemedge_depthwise)(const GEMEDGE_INPUT *in, int32_
 }
 
 /* One row times two channels. */
-static inline void GEMEDGE_OF(gemedge_row)(const GEMEDGE_INPUT *row, const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight,
+GEMEDGE_APART void GEMEDGE_OF(gemedge_row)(const GEMEDGE_INPUT *row, const GEMEDGE_FLASH GEMEDGE_WEIGHT *weight,
                                            const GEMEDGE_FLASH GEMEDGE_WEIGHT *other, int32_t inputs,
                                            GEMEDGE_SUM *sums) {
-#if GEMEDGE_HELIUM
+#if GEMEDGE_ROWS
     if (sizeof(GEMEDGE_SUM) == sizeof(int32_t)) {
         gemedge_row_32(row, sizeof *row, weight, other, sizeof *weight, inputs, (int32_t *)sums);
     } else {
         gemedge_row_64(row, sizeof *row, weight, other, sizeof *weight, inputs, (int64_t *)sums);
     }
 #else
+    const GEMEDGE_INPUT *const last = row + (inputs & ~3);
+    const GEMEDGE_INPUT *const end = row + inputs;
     GEMEDGE_SUM sum = 0, beside = 0;
-    int32_t k;
-    for (k = 0; k < inputs; k++) {
-        const int32_t number = row[k];
-        sum += number * weight[k];
-        beside += number * other[k];
+#define GEMEDGE_ONE(k)                                                                                                 \
+    do {                                                                                                               \
+        const int32_t number = row[k];                                                                                 \
+        sum += number * weight[k];                                                                                     \
+        beside += number * other[k];                                                                                   \
+    } while (0)
+    while (row != last) {
+        GEMEDGE_ONE(0);
+        GEMEDGE_ONE(1);
+        GEMEDGE_ONE(2);
+        GEMEDGE_ONE(3);
+        row += 4;
+        weight += 4;
+        other += 4;
     }
+    while (row != end) {
+        GEMEDGE_ONE(0);
+        row++;
+        weight++;
+        other++;
+    }
+#undef GEMEDGE_ONE
     sums[0] = sum;
     sums[1] = beside;
 #endif
@@ -205,7 +223,7 @@ static inline void GEMEDGE_OF(gemedge_row)(const GEMEDGE_INPUT *row, const GEMED
 
 /* Weights lie as [output, input]. The loops are over rows; in_step and out_step lead from number to number within one.
    room: for the numbers of a row, where they do not lie side by side. */
-static inline void GEMEDGE_OF(gemedge_dense)(const GEMEDGE_INPUT *in, int32_t inputs, uint32_t in_step,
+GEMEDGE_APART void GEMEDGE_OF(gemedge_dense)(const GEMEDGE_INPUT *in, int32_t inputs, uint32_t in_step,
                                              const GEMEDGE_FLASH GEMEDGE_WEIGHT *weights,
                                              const GEMEDGE_FLASH struct gemedge_rescaling *by, void *room, void *out,
                                              int32_t outputs, uint32_t out_step,
