@@ -1,18 +1,18 @@
 """Targets, and the coefficients from which a network's instructions, code and stack there are estimated.
 
 Coefficients are instructions for one multiply-accumulate, one window element or one number made. Those marked
-MEASURED were counted, instruction by instruction, on an emulated CPU (gcc 12 -O2) with other code than ours:
-convolution and dense layers with CMSIS-NN of July 2026, activations with prototypes of the reciprocal kernel on inputs
-from N(0, 1), tables with a plain loop. All others are stated guesses, from the instructions that an inner loop needs.
-Cortex-M7 and M33 execute the M4's instructions, so its numbers stand for them; they say nothing about cycles. So does
-the M3 but for those that multiply two pairs at once.
+MEASURED were counted on emulated CPUs that ran gemedge's own C (ziglang 0.17 -O2; Cortex-M55 arm-none-eabi-gcc 12 -O2):
+MLP, CNN, DS-CNN and ViT with GEM in int8, int16x8 and q15, sums fitted by multiply-accumulates and outputs together.
+All others are stated guesses, from the instructions that an inner loop needs. Cortex-M7 and M33 execute the M4's
+instructions, so its numbers stand for them; they say nothing about cycles.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from gemedge import compact, tabulated
 from gemedge.model import Op, QuantizedModel, accumulator_bits
 from gemedge.moving import Clamp, Concatenate, Constant, Embed, Pad, Reshape, Spread, Take, Transpose
 from gemedge.operators import (
@@ -34,15 +34,13 @@ from gemedge.operators import (
 )
 
 Step = Literal[
-    "convolve", "dense", "depthwise", "wide",  # a multiply-accumulate: of 8 by 8 bits, and of wider numbers
-    "rescale", "rescale wide",  # a sum of 32 bits or more becomes an output
+    "convolve", "dense", "depthwise", "halves",  # a multiply-accumulate in 32 bits; halves: of 16-bit numbers
+    "wide", "depthwise wide", "matrix",  # in 64 bits
+    "rescale", "rescale halves",  # a sum becomes an output; halves: of 16-bit numbers
     "move", "pool", "add", "multiply", "softmax", "normalise",
-    "table", "interpolate", "gem", "gem step", "segem", "segem step", "rational",  # step: for each n more
+    "table", "interpolate", "gem", "gem step", "segem", "segem step", "fraction", "rational",  # step: for each n more
 ]  # fmt: skip
-_STEPS: tuple[Step, ...] = (
-    "convolve", "dense", "depthwise", "wide", "rescale", "rescale wide", "move", "pool", "add", "multiply",
-    "softmax", "normalise", "table", "interpolate", "gem", "gem step", "segem", "segem step", "rational",
-)  # fmt: skip
+_STEPS: tuple[Step, ...] = get_args(Step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,46 +57,48 @@ def _target(name: str, costs: tuple[float, ...], density: float, word: int = 4) 
     return Target(name, dict(zip(_STEPS, costs, strict=True)), density, word)
 
 
-_M4 = (2.33, 2.37, 5, 3, 12, 25, 3, 4, 14, 12, 45, 40, 5.0, 14.0, 24.3, 11.3, 24.2, 11.3, 60)
-_M3 = (4, 4, 5, 5, 12, 25, 3, 4, 14, 12, 45, 40, 5.0, 14.0, 24.3, 11.3, 24.2, 11.3, 60)
-_M0 = (6, 6, 8, 11, 40, 90, 4, 6, 60, 45, 130, 150, 6.0, 21.0, 61, 57, 66, 57, 180)
-_M55 = (0.45, 0.45, 1.2, 0.9, 2, 12, 0.5, 0.6, 2.5, 2, 15, 12, 1.2, 4, 8, 4, 8, 4, 20)
-_RV32 = (4.5, 4.5, 6, 7, 16, 35, 4, 5, 20, 16, 60, 50, 5, 16, 32, 14, 32, 14, 75)
-_AVR = (18, 18, 22, 45, 180, 450, 12, 20, 250, 190, 700, 800, 14, 110, 600, 400, 600, 400, 1500)
+# In the order of the steps.
+_M4 = (1.3, 1.3, 6.2, 1.8, 1.6, 18, 17, 36, 100, 2.4, 3.8, 29, 30, 270, 95, 3.5, 12.8, 15, 4, 14.7, 4.5, 15, 270)
+_M3 = (3.1, 2.6, 6.4, 2.9, 6, 20, 17, 68, 100, 2.4, 3.8, 29, 30, 270, 95, 3.5, 12.8, 16, 4, 15.5, 4.5, 15, 270)
+_M0 = (7.1, 6.3, 16.7, 7.1, 10.8, 36, 21, 105, 170, 4.5, 5, 66, 70, 440, 230, 4.3, 18.9, 75, 45, 66, 45, 22.6, 500)
+_M55 = (0.5, 0.5, 6.2, 0.5, 0.6, 18, 17, 36, 100, 2.4, 3.8, 29, 30, 270, 95, 3.5, 12.8, 7.4, 2.3, 8.1, 12, 15, 270)
+_RV32 = (4, 3.9, 9.5, 4, 8.4, 24, 15, 60, 105, 3.5, 3.6, 26, 30, 405, 120, 4.3, 16, 27.5, 8, 26.5, 10, 20, 275)
+_AVR = (18, 18, 40, 30, 60, 120, 60, 250, 500, 12, 20, 250, 190, 1500, 800, 14, 110, 600, 400, 600, 400, 250, 1500)
 TARGETS = {
     target.name: target
     for target in (
-        _target("cortex-m0plus", _M0, 1.1),
+        _target("cortex-m0plus", _M0, 1.0),
         _target("cortex-m3", _M3, 1.0),
         _target("cortex-m4", _M4, 1.0),
         _target("cortex-m7", _M4, 1.0),
         _target("cortex-m33", _M4, 1.0),
-        _target("cortex-m55", _M55, 1.2),
-        _target("rv32imc", _RV32, 1.15),
-        _target("avr", _AVR, 2.2, 2),
+        _target("cortex-m55", _M55, 1.0),
+        _target("rv32imc", _RV32, 0.6),
+        _target("avr", _AVR, 1.7, 2),
     )
 }
-MEASURED: frozenset[tuple[str, Step]] = frozenset(
-    (name, step)
-    for name, steps in {
-        "cortex-m4": ("convolve", "dense", "table", "interpolate", "gem", "gem step", "segem"),
-        "cortex-m0plus": ("table", "interpolate", "gem", "gem step", "segem"),  # counted on a Cortex-M0
-    }.items()
-    for step in _STEPS
-    if step in steps
-)
+_GUESSED = ("multiply", "fraction", "rational")
+_MEASURED: Mapping[str, tuple[Step, ...]] = {
+    **{name: tuple(s for s in _STEPS if s not in _GUESSED) for name in ("cortex-m3", "cortex-m4", "rv32imc")},
+    "cortex-m0plus": tuple(s for s in _STEPS if s != "multiply"),
+    "cortex-m55": ("gem", "gem step", "segem"),
+}
+MEASURED: frozenset[tuple[str, Step]] = frozenset((name, step) for name, steps in _MEASURED.items() for step in steps)
+_SHORT_PRODUCTS = ("cortex-m0plus", "avr")  # a table of the fraction is faster there
 
-# Bytes of code on a Cortex-M4. Measured: GEM 160 (n=1) to 216 (n=2), SE-GEM 148, interpolation 72, a table's loop 30.
+# Bytes of code on a Cortex-M4, as the same programs have them; of an activation of 16 bits, for each.
 _CODE = {
-    "convolution": 900, "depthwise": 500, "dense": 400, "matrix": 400, "gem": 216, "segem": 216, "rational": 400,
-    "table": 30, "interpolate": 72, "Combine": 160, "GemmlowpSum": 220, "Multiply": 120, "Choose": 120,
-    "Concatenate": 140, "MaxPool": 220, "AveragePool": 260, "RawAveragePool": 260, "Softmax": 420,
-    "LayerNormalization": 520, "Embed": 60, "Transpose": 180, "Take": 90, "Pad": 140, "Spread": 120, "Clamp": 40,
+    "convolution": 3300, "depthwise": 1000, "dense": 1100, "matrix": 1000, "table": 150, "interpolate": 150,
+    "Combine": 500, "GemmlowpSum": 600, "Multiply": 500, "Choose": 500, "Concatenate": 500, "MaxPool": 500,
+    "AveragePool": 300, "RawAveragePool": 300, "Softmax": 900, "LayerNormalization": 1300, "Embed": 100,
+    "Transpose": 400, "Take": 250, "Pad": 300, "Spread": 250, "Clamp": 100,
 }  # fmt: skip
+_SUMS, _SUMS_WIDE = 2700, 900  # of what makes outputs of sums
+_ACTIVATION, _FRACTION, _RATIONAL = 260, 620, 3300
 _RUNTIME = 300  # of what all networks need
-_CALL = 44  # of calling one layer with its constants
-_STACK = {"convolution": 160, "depthwise": 120, "dense": 112, "matrix": 120, "Softmax": 96, "LayerNormalization": 120}
-_STACK_OTHERS, _STACK_CALLS = 72, 64
+_CALL = 40  # of calling one layer with its constants
+_STACK = {"convolution": 390, "depthwise": 390, "dense": 300, "matrix": 390, "Softmax": 300, "LayerNormalization": 300}
+_STACK_WIDE, _STACK_OTHERS, _STACK_CALLS = 150, 150, 100
 
 
 def multiply_accumulates(layer: Op, model: QuantizedModel) -> int:
@@ -119,9 +119,10 @@ def instructions(layer: Op, model: QuantizedModel, target: Target) -> int:
     match layer:
         case Convolution() | Dense() | MatrixMultiply():
             tensors = [model.tensors[name] for name in layer.inputs]
-            wide = accumulator_bits(layer, tensors) > 32
-            rescale = cost["rescale wide" if wide else "rescale"]
-            return _up(multiply_accumulates(layer, model) * cost[_mac(layer, wide)] + numbers * rescale)
+            halves = accumulator_bits(layer, tensors) > 32
+            rescale = 0.0 if _is_depthwise(layer) else cost["rescale halves" if halves else "rescale"]
+            each = cost[_mac(layer, halves, _is_wide(layer, model))]
+            return _up(multiply_accumulates(layer, model) * each + numbers * rescale)
         case Activate():
             return _up(numbers * _activation(layer, model, target))
         case Lookup():
@@ -133,7 +134,7 @@ def instructions(layer: Op, model: QuantizedModel, target: Target) -> int:
         case Multiply() | Choose():
             return _up(numbers * cost["multiply"])
         case Concatenate():
-            return _up(numbers * cost["rescale"])
+            return _up(numbers * 2 * cost["add"])
         case MaxPool():
             return _up(numbers * math.prod(layer.kernel) * cost["pool"])
         case AveragePool() | RawAveragePool():
@@ -162,41 +163,72 @@ def scratch_bytes(layer: Op, model: QuantizedModel) -> int:
 
 
 def code_bytes(model: QuantizedModel, target: Target) -> float:
-    """Of each kind of kernel and width that the network uses, once, and of its calls."""
+    """Of each kind of kernel and width that the network uses, once, of each activation, and of the calls."""
     kinds = {(kind, _width(layer, model)) for layer in model.layers if (kind := _kind(layer, model))}
     calls = sum(1 for layer in model.layers if _kind(layer, model))
-    return target.density * (_RUNTIME + _CALL * calls + sum(_CODE[kind] for kind, _ in kinds))
+    sums = {_is_wide(layer, model) for layer in model.layers if isinstance(layer, Convolution | Dense)}
+    forms = [_form(layer, model, target) for layer in model.layers if isinstance(layer, Activate)]
+    of_forms = {"gem": _ACTIVATION, "segem": _ACTIVATION, "fraction": _FRACTION, "table": 0, "rational": 0}
+    return target.density * (
+        _RUNTIME
+        + _CALL * calls
+        + sum(_CODE.get(kind, 0) for kind, _ in kinds)
+        + sum(_SUMS_WIDE if wide else _SUMS for wide in sums)
+        + sum(of_forms[form] for form in forms)
+        + (_RATIONAL if "rational" in forms else 0)
+    )
 
 
 def stack_bytes(model: QuantizedModel, target: Target) -> float:
     """Of the call with the deepest kernel."""
-    deepest = max((_STACK.get(_kind(layer, model), _STACK_OTHERS) for layer in model.layers), default=0)
+    deepest = max((_stack(layer, model) for layer in model.layers), default=0)
     return (_STACK_CALLS + deepest) * (0.75 if target.word == 2 else 1.0)
 
 
-def _mac(layer: Convolution | Dense | MatrixMultiply, wide: bool) -> Step:
-    if wide:
-        return "wide"
-    if isinstance(layer, Convolution):
-        return "depthwise" if _depthwise(layer) else "convolve"
-    return "dense"
+def _stack(layer: Op, model: QuantizedModel) -> int:
+    wide = isinstance(layer, Convolution | Dense) and _is_wide(layer, model)
+    return _STACK.get(_kind(layer, model), _STACK_OTHERS) + (_STACK_WIDE if wide else 0)
 
 
-def _depthwise(layer: Convolution) -> bool:
-    return layer.groups > 1 and layer.weight.shape[1] == 1
+def _is_wide(layer: Convolution | Dense | MatrixMultiply, model: QuantizedModel) -> bool:
+    """Whether its sums were not proven to stay in 32 bits."""
+    return layer.accumulator_bound([model.tensors[name] for name in layer.inputs]) >= 1 << 31
+
+
+def _mac(layer: Convolution | Dense | MatrixMultiply, halves: bool, wide: bool) -> Step:
+    if isinstance(layer, MatrixMultiply):
+        return "matrix"
+    if _is_depthwise(layer):
+        return "depthwise wide" if wide else "depthwise"
+    if wide or halves:
+        return "wide" if wide else "halves"
+    return "convolve" if isinstance(layer, Convolution) else "dense"
+
+
+def _is_depthwise(layer: Convolution | Dense | MatrixMultiply) -> bool:
+    return isinstance(layer, Convolution) and layer.groups > 1 and layer.weight.shape[1] == 1
 
 
 def _activation(layer: Activate, model: QuantizedModel, target: Target) -> float:
-    cost = target.costs
-    if model.kernels[layer.name].constants.table:
-        return cost["table"]
-    n = layer.activation.n or 1
-    match layer.activation.family:
+    form, cost, n = _form(layer, model, target), target.costs, layer.activation.n or 1
+    match form:
         case "gem":
             return cost["gem"] + (n - 1) * cost["gem step"]
         case "segem":
             return cost["segem"] + (n - 1) * cost["segem step"]
-    return cost["rational"]
+    return cost[form]
+
+
+def _form(layer: Activate, model: QuantizedModel, target: Target) -> Step:
+    """What computes the activation, in exported C."""
+    kernel = model.kernels[layer.name]
+    if kernel.constants.table:
+        return "table"
+    if target.name in _SHORT_PRODUCTS and tabulated.find(kernel):
+        return "fraction"
+    if found := compact.find(kernel):
+        return "segem" if found.is_segem else "gem"
+    return "fraction" if tabulated.find(kernel) else "rational"
 
 
 def _kind(layer: Op, model: QuantizedModel) -> str:
@@ -205,7 +237,7 @@ def _kind(layer: Op, model: QuantizedModel) -> str:
         case Reshape() | Constant():
             return ""
         case Convolution():
-            return "depthwise" if _depthwise(layer) else "convolution"
+            return "depthwise" if _is_depthwise(layer) else "convolution"
         case Dense():
             return "dense"
         case MatrixMultiply():

@@ -79,7 +79,7 @@ def cost(network, wide: set[str], scheme: str = "int8") -> tuple[object, Score]:
 @pytest.mark.parametrize("scheme", ["int8", "q7"])
 def test_the_front_rises_and_every_choice_keeps_the_budget(network, scheme):
     narrow, _ = cost(network, set(), scheme)
-    budget = Budget(narrow.flash.value + 2600, narrow.ram.value + 60)
+    budget = Budget(narrow.flash.value + 8000, narrow.ram.value + 300)
     front = search(network, budget, scheme).run("sqnr")
     shares = [budget.share(candidate.cost) for candidate in front.candidates]
     scores = [candidate.score.sqnr for candidate in front.candidates]
