@@ -74,9 +74,12 @@ def test_a_reference_network_is_trained_exported_and_runs_in_integers(row, tmp_p
         written = (tmp_path / "models" / row.network / f"{scheme}.gemq").read_bytes()
         assert model_file.load(written).scheme == scheme
     found = re.findall(
-        r"^  (\w+), emulated: the same integers at every layer for 16 samples; flash", printed, re.MULTILINE
+        r"^  (\w+), C: the same integers at every layer for (\d+) samples here, 16 on cortex-m4, emulated; flash",
+        printed,
+        re.MULTILINE,
     )
-    assert tuple(found) == row.emulated
+    (tested,) = re.findall(r" on ([\d,]+) test samples$", printed, re.MULTILINE)
+    assert found == [(scheme, tested.replace(",", "")) for scheme in row.emulated]
 
 
 # name: trained numbers (MLPerf Tiny's counts have the moving averages of BatchNorm, which are not trained), shapes
