@@ -22,7 +22,7 @@ from benchmarks.row import Row, main
 from gemedge import Activation, FixedActivation, QFormat
 from gemedge.export import c_activations
 from gemedge.export.build import FLASH, FLASH_SIZE, RAM, RAM_SIZE, build
-from gemedge.export.c_constants import Constants, wrapped
+from gemedge.export.c_constants import Constants, numbers
 from gemedge.export.machine import Machine
 from gemedge.export.timing import cycles
 from gemedge.table import Table
@@ -99,7 +99,7 @@ def general(kernel: FixedActivation) -> str:
 def interpolated(kernel: FixedActivation) -> str:
     entries = Table(kernel.activation, kernel.in_params, kernel.out_params, entries=513, interpolation="linear").values
     return source(
-        f"static const int16_t table[513] = {{{wrapped(map(str, entries))}}};",
+        f"static const int16_t table[513] = {{{numbers(entries)}}};",
         """const int16_t *x = (const int16_t *)in;
     int16_t *y = (int16_t *)out;
     for (; count; count--) {
@@ -112,7 +112,7 @@ def interpolated(kernel: FixedActivation) -> str:
 
 def looked_up(kernel: FixedActivation) -> str:
     return source(
-        f"static const int8_t table[256] = {{{wrapped(map(str, kernel.constants.table))}}};",
+        f"static const int8_t table[256] = {{{numbers(kernel.constants.table)}}};",
         """const int8_t *x = (const int8_t *)in;
     int8_t *y = (int8_t *)out;
     uint32_t i;

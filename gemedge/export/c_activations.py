@@ -9,7 +9,7 @@ from typing import Literal
 
 from gemedge import compact, tabulated
 from gemedge.compact import Compact
-from gemedge.export.c_constants import Constants, number, wrapped
+from gemedge.export.c_constants import Constants, number, numbers, wrapped
 from gemedge.kernel import FixedActivation
 from gemedge.tabulated import Tabulated
 
@@ -62,7 +62,7 @@ def _compact(found: Compact) -> str:
     written["is_wide"] = str(int(found.is_wide))
     written |= {name: f"{getattr(found, name)}u" for name in ("square", "linear", "numerator", "slope")}
     written["power"] = f"UINT64_C({found.power})"
-    values = wrapped(written[name] for name in _COMPACT_FIELDS)
+    values = wrapped(", ".join(written[name] for name in _COMPACT_FIELDS))
     refused = ""
     if found.is_wide or found.saturates:  # compilers for a CPU without conditional instructions make branches of these
         refused = f"#if defined(GEMEDGE_CONSTANT_TIME) && GEMEDGE_SHORT_PRODUCTS\n{_REFUSED}\n#endif\n"
@@ -93,7 +93,7 @@ _COMPACT_FIELDS = (
 
 
 def _tabulated(found: Tabulated) -> str:
-    entries = wrapped(map(number, found.entries))
+    entries = numbers(found.entries)
     return (
         f"    static const GEMEDGE_FLASH uint16_t entries[{len(found.entries)}] = {{{entries}}};\n"
         f"    static const struct gemedge_tabulated by = {{entries, {found.square}u, {found.step}}};\n"

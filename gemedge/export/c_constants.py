@@ -1,6 +1,7 @@
 """The constants of a generated C file: each array written once, however many layers use it."""
 
 from collections.abc import Iterable
+from hashlib import sha256
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from gemedge.export.layout import Loops
 from gemedge.rational import NormalPolynomial, Piece
 
 _WIDTH = 110
+_AT_ONCE = 1 << 20  # numbers of an array that are Python's own at a time
 _REACH = 65000  # of 64 KB, some of which is the interrupt vectors
 _STORED = "static const GEMEDGE_FLASH"
 
@@ -23,9 +25,34 @@ def number(value: int) -> str:
     return str(value) if -(1 << 31) < value < 1 << 31 else f"INT64_C({value})"
 
 
-def listed(ctype: str, texts: list[str]) -> str:
+def numbers(values: np.ndarray | Iterable[int], ctype: str = "int64_t") -> str:
+    """C constants for an array of ctype, comma-separated in lines of bounded width."""
+    flat = values.reshape(-1) if isinstance(values, np.ndarray) else np.array(list(values), np.int64)
+    pieces = (flat[i : i + _AT_ONCE] for i in range(0, flat.size, _AT_ONCE))
+    return ",\n    ".join(wrapped(_in_a_row(piece, ctype)) for piece in pieces)
+
+
+def _in_a_row(values: np.ndarray, ctype: str) -> str:
+    if ctype == "uint32_t":
+        return ", ".join([f"{value}u" for value in values.tolist()])
+    if values.min() > -(1 << 31) and values.max() < 1 << 31:
+        return str(values.tolist())[1:-1]
+    return ", ".join(map(number, values.tolist()))
+
+
+def wrapped(text: str) -> str:
+    """What is comma-separated, in lines of bounded width; no piece is wider."""
+    lines, start = [], 0
+    while len(text) - start > _WIDTH:
+        end = text.rfind(", ", start, start + _WIDTH + 1) + 1
+        lines.append(text[start:end])
+        start = end + 1
+    return "\n    ".join([*lines, text[start:]])
+
+
+def listed(ctype: str, values: np.ndarray) -> str:
     """The definition of an array of these numbers, @ for its name."""
-    return f"{ctype} @[{len(texts)}] = {{{wrapped(texts)}}}"
+    return f"{ctype} @[{values.size}] = {{{numbers(values, ctype)}}}"
 
 
 class Constants:
@@ -33,18 +60,19 @@ class Constants:
 
     def __init__(self) -> None:
         self.prefix = ""
-        self._lines: list[str] = []
-        self._names: dict[str, str] = {}
+        self.definitions: list[str] = []
+        self._names: dict[bytes, str] = {}  # by the digest of the definition, which may be as large as the weights
+        self._stored: list[str] = []
         self._taken: set[str] = set()
 
     @property
     def text(self) -> str:
-        return "\n".join(self._lines)
+        return "\n".join(self.definitions)
 
     @property
     def reached(self) -> str:
         """A check that the 16-bit addresses of AVR reach them all: what they do not would be read elsewhere."""
-        sizes = "".join(f"\n    + sizeof {name}" for text, name in self._names.items() if _STORED in text)
+        sizes = "".join(f"\n    + sizeof {name}" for name in self._stored)
         return f"""
 #if defined(__FLASH) && !defined(__STRICT_ANSI__)
 typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u ? 1 : -1];
@@ -53,9 +81,8 @@ typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u
 
     def array(self, role: str, ctype: str, values: np.ndarray | Iterable[int]) -> str:
         """The name of an array of these numbers in their order."""
-        numbers = [int(value) for value in (values.reshape(-1) if isinstance(values, np.ndarray) else values)]
-        form = (lambda value: f"{value}u") if ctype == "uint32_t" else number
-        return self._define(role, ctype, f"[{len(numbers)}]", "{" + wrapped([form(value) for value in numbers]) + "}")
+        array = values if isinstance(values, np.ndarray) else np.array(list(values), np.int64)
+        return self._place(role, f"{_STORED} {listed(ctype, array)};")
 
     def either(self, role: str, macro: str, one: str, other: str) -> str:
         """The name that stands for @ in two definitions: one where the macro is defined, and otherwise the other."""
@@ -95,15 +122,15 @@ typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u
     def _piece(self, name: str, piece: Piece) -> str:
         parts = ("plus", "minus", "above", "below")
         polynomials = [self._polynomial(f"{name}_{part}", getattr(piece, part)) for part in parts]
-        numbers = (piece.start, piece.stop, piece.slope, piece.offset, piece.affine_bits)
-        return f"{{{', '.join(map(number, numbers))}, {', '.join(polynomials)}}}"
+        affine = (piece.start, piece.stop, piece.slope, piece.offset, piece.affine_bits)
+        return f"{{{', '.join(map(number, affine))}, {', '.join(polynomials)}}}"
 
     def _polynomial(self, name: str, polynomial: NormalPolynomial | None) -> str:
         if polynomial is None:
             return "{0, 0}"
         terms = zip(polynomial.mantissas, polynomial.exponents, strict=True)
         written = [f"{{{number(mantissa)}, {exponent}}}" for mantissa, exponent in terms]
-        array = self._define(name, "struct gemedge_term", f"[{len(written)}]", "{" + wrapped(written) + "}")
+        array = self._define(name, "struct gemedge_term", f"[{len(written)}]", "{" + wrapped(", ".join(written)) + "}")
         return f"{{{array}, {len(written)}}}"
 
     def _define(self, role: str, ctype: str, size: str, value: str) -> str:
@@ -111,23 +138,14 @@ typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u
 
     def _place(self, role: str, definition: str) -> str:
         """The name that stands for @ in the definition, the same one for the same definition."""
-        if definition not in self._names:
+        key = sha256(definition.encode()).digest()
+        if key not in self._names:
             name = f"{self.prefix}_{role}"
             while name in self._taken:
                 name += "_"
             self._taken.add(name)
-            self._names[definition] = name
-            self._lines.append(definition.replace("@", name))
-        return self._names[definition]
-
-
-def wrapped(texts: Iterable[str]) -> str:
-    """Comma-separated, in lines of bounded width."""
-    lines, written = [""], list(texts)
-    for i, text in enumerate(written):
-        piece = text + ("," if i + 1 < len(written) else "")
-        if len(lines[-1]) + len(piece) + 1 > _WIDTH:
-            lines.append(piece)
-        else:
-            lines[-1] = f"{lines[-1]} {piece}".strip()
-    return "\n    ".join(lines)
+            self._names[key] = name
+            self.definitions.append(definition.replace("@", name))
+            if _STORED in definition:
+                self._stored.append(name)
+        return self._names[key]

@@ -9,7 +9,7 @@ import numpy as np
 
 from gemedge.arena import Plan
 from gemedge.costs import scratch_bytes
-from gemedge.export.c_constants import listed, number
+from gemedge.export.c_constants import listed
 from gemedge.export.c_writer import Writer, bytes_per, table_of
 from gemedge.export.layout import broadcast_steps, loops, steps
 from gemedge.fixed import Rounding
@@ -137,22 +137,21 @@ def _weights(to: Writer, layer: Convolution | Dense, weight: np.ndarray) -> tupl
     narrow = given.quantized.bits == 8 and weight.dtype == np.int8 and int(weight.min()) >= -127
     if not narrow or size > _LARGEST_GROWTH * weight.size:
         return _kind(to, layer), _plain(to, weight)
-    words = listed("uint32_t", [f"{word:#x}u" for word in packed(weight)])
-    plain = listed("int8_t", [str(value) for value in weight.reshape(-1)])
+    words, plain = listed("uint32_t", packed(weight)), listed("int8_t", weight)
     kind = "bytes" if groups == 1 and made.quantized.bits == 8 else "packed"
     return kind, to.constants.either("weight", "GEMEDGE_PACKED", words, plain)
 
 
-def packed(weight: np.ndarray) -> list[int]:
+def packed(weight: np.ndarray) -> np.ndarray:
     """Words of 8-bit weights [group, output, input] in the order of gemedge_packed.h."""
     groups, outputs, inputs = weight.shape
-    whole = np.zeros((groups, _up(outputs), _up(inputs)), np.int64)
+    whole = np.zeros((groups, _up(outputs), _up(inputs)), np.int16)
     whole[:, :outputs, :inputs] = weight
     # group, four outputs, pair, one of it, four inputs, half of them, one of it
     parts = whole.reshape(groups, -1, 2, 2, _up(inputs) // 4, 2, 2)
-    pairs = (parts[:, :, :, 0] + 256 * parts[:, :, :, 1]) & 0xFFFF
+    pairs = (parts[:, :, :, 0] + 256 * parts[:, :, :, 1]).view(np.uint16).astype(np.uint32)  # no weight is -128
     words = pairs[..., 0, :] + (pairs[..., 1, :] << 16)  # group, four outputs, pair, four inputs, one of a half
-    return [int(word) for word in words.transpose(0, 1, 3, 4, 2).reshape(-1)]
+    return words.transpose(0, 1, 3, 4, 2).reshape(-1)
 
 
 def _up(count: int) -> int:
@@ -168,7 +167,7 @@ def _rescaling(to: Writer, layer: Convolution | Dense, kind: str) -> str:
     if short and not uses_gemmlowp(layer, [given], to.model.rounding):
         mantissa, shift = farther(mantissa, shift)
     factors = to.constants.array("mantissa", "int32_t", mantissa)
-    biases, shifts = _bias(layer, given.quantized.zero_point, short), [str(value) for value in shift]
+    biases = _bias(layer, given.quantized.zero_point, short)
     table = f"GEMEDGE_FUSED({_table(to, to.fused[layer.name])})" if layer.name in to.fused else "0"
     far = int(short and int(shift.min()) >= _FAR)
     rest = f"{table}, {zero}, {made.quantized.bits // 8}, {to.law(layer)}, {far}"
@@ -176,10 +175,9 @@ def _rescaling(to: Writer, layer: Convolution | Dense, kind: str) -> str:
         bias = to.constants.array("bias", "int32_t" if short else "int64_t", biases)
         held = to.constants.array("shift", "uint8_t", shift)
         return f"&{to.constants.structure('by', 'rescaling', f'{{{bias}, {factors}, {held}, {rest}}}')}"
-    own = listed("int32_t", [number(int(value)) for value in layer.bias])
-    bias = to.constants.either("bias", _CMSIS_NN, own, listed("int32_t", [number(int(value)) for value in biases]))
-    left = listed("int32_t", [str(31 - int(value)) for value in shift])
-    held = to.constants.either("shift", _CMSIS_NN, left, listed("uint8_t", shifts))
+    bias = to.constants.either("bias", _CMSIS_NN, listed("int32_t", layer.bias), listed("int32_t", biases))
+    left = listed("int32_t", 31 - shift.astype(np.int64))
+    held = to.constants.either("shift", _CMSIS_NN, left, listed("uint8_t", shift))
     uniform = int(np.ptp(mantissa) == np.ptp(shift) == 0)
     theirs = f"struct gemedge_cmsis_nn @ = {{{bias}, {factors}, {held}, {zero}, {uniform}}}"
     ours = f"struct gemedge_rescaling @ = {{{bias}, {factors}, {held}, {rest}}}"
