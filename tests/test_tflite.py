@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -23,9 +24,9 @@ from gemedge.export import tflite_writer
 from gemedge.export.tflite_layers import _CALLS
 from gemedge.export.tflite_run import LITERT, MICRO, run_here
 from gemedge.export.to_tflite import Written, laid, to_tflite
-from gemedge.fixed import QuantParams, Rounding
+from gemedge.fixed import Multiplier, QuantParams, Rounding
 from gemedge.model import QuantizedModel
-from gemedge.moving import Reshape
+from gemedge.moving import Concatenate, Reshape
 from gemedge.operators import Combine, Tensor
 from gemedge.quant.quantize import quantize
 from gemedge.quant.simulate import border, entered, run
@@ -437,6 +438,37 @@ def test_without_a_schema_the_error_says_what_to_install(cnn, monkeypatch):
     monkeypatch.setattr(tflite_writer, "_SCHEMAS", ("missing_package.schema",))
     with pytest.raises(UnsupportedError, match=r"the schema of ai-edge-litert: pip install 'gemedge\[litert\]'"):
         to_tflite(quantized(cnn))
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ("Conv", "layer '0.0' (Convolution) in TensorFlow Lite: 8 bits in and 16 out; its operator there takes one"),
+        ("Gemm", "layer '2' (Dense) in TensorFlow Lite: 8 bits in and 16 out"),
+    ],
+)
+def test_layers_of_two_widths_are_refused_by_name(cnn, node, message):
+    wide = {n.name for n in cnn[0].graph if n.op_type == node}
+    model = quantize(
+        cnn[0], cnn[1], scheme="int8", rounding=DOUBLE, scheme_of=lambda name: "int16x8" if name in wide else None
+    )
+    with pytest.raises(UnsupportedError) as refused:
+        to_tflite(model)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("widths", [(16, 8, 8), (8, 8, 16), (16, 16, 8), (8, 16, 16)], ids=str)
+@pytest.mark.parametrize("runtime", [LITERT, MICRO])
+def test_numbers_of_two_widths_are_joined_exactly(runtime, widths):
+    scales = {8: 0.1, 16: 0.001}
+    params = [QuantParams(scales[bits], 0, bits) for bits in widths]
+    tensors = {name: Tensor(name, (2 * 3 if name == "c" else 3,), p) for name, p in zip("abc", params, strict=True)}
+    found = [Multiplier.from_real(Fraction(p.scale) / Fraction(params[2].scale)) for p in params[:2]]
+    mantissas, shifts = np.array([m.mantissa for m in found]), np.array([31 - m.shift for m in found])
+    layer = Concatenate("join", ("a", "b"), "c", 0, mantissas, shifts)
+    model = QuantizedModel("int8", DOUBLE, ("a", "b"), {"y": "c"}, tensors, (layer,))
+    given = np.arange(-128, 127, dtype=np.float32).reshape(-1, 3)
+    assert_equal_to_simulate(runtime, model, {"a": given * 0.1, "b": given[::-1] * 0.05})
 
 
 def test_a_sum_of_three_is_refused():

@@ -40,10 +40,19 @@ def write(to: IntegerWriter, layer: Op) -> None:
         call = _CALLS.get(type(layer))
         if call is None:
             raise UnsupportedError("its integers are by a law of ours (docs/numerics.md) that no operator there has")
+        _check_widths(to, layer)
         to.add(to.value(to.made(layer)))
         call(to, layer)
     except UnsupportedError as error:
         raise UnsupportedError(f"layer {layer.name!r} ({type(layer).__name__}) in TensorFlow Lite: {error}") from error
+
+
+def _check_widths(to: IntegerWriter, layer: Operator) -> None:
+    """UnsupportedError where sums or products meet two widths, as where two schemes stand side by side."""
+    bits = [tensor.quantized.bits for tensor in (*to.given(layer), to.made(layer)) if isinstance(layer, _ONE_WIDTH)]
+    if len(set(bits)) > 1:
+        given = " and ".join(map(str, bits[:-1]))
+        raise UnsupportedError(f"{given} bits in and {bits[-1]} out; its operator there takes one width")
 
 
 def _activate(to: IntegerWriter, layer: Activate) -> None:
@@ -153,6 +162,7 @@ def _requantized(to: IntegerWriter, layer: Choose | Concatenate) -> list[int]:
     return [to.requantized(layer, index, name, int(mantissa), int(shift)) for index, name, mantissa, shift in parts]
 
 
+_ONE_WIDTH = (Convolution, Dense, MatrixMultiply, Combine, GemmlowpSum, Multiply, AveragePool)
 _CALLS: dict[type[Operator], Callable[..., None]] = {
     Convolution: windows.convolution,
     Dense: windows.dense,
