@@ -97,6 +97,19 @@ def test_a_runtime_that_rounds_otherwise_than_promised_fails_the_export(
     assert quantized.with_suffix(".tflite").exists() == (status == 0)
 
 
+def test_the_file_itself_is_run_and_not_only_its_copy_that_shows_the_layers(quantized, monkeypatch, capsys):
+    true = tflite_run.run
+
+    def run(runtime, *arguments, **named):
+        outputs = true(runtime, *arguments, **named)
+        return [array // 2 for array in outputs] if len(outputs) == 1 else outputs
+
+    monkeypatch.setattr(tflite_run, "run", run)
+    assert gemedge("export", quantized, "--format", "tflite") == 1
+    assert f"LSB in {tflite_run.runtimes()[0]} where no layer is shown beside it" in capsys.readouterr().err
+    assert not quantized.with_suffix(".tflite").exists()
+
+
 def test_no_check_runs_nothing(quantized, monkeypatch, capsys):
     perturb(monkeypatch, MICRO, 5)
     assert gemedge("export", quantized, "--format", "tflite", "--no-check") == 0

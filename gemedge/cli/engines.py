@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from gemedge.export.tflite_activations import Form
     from gemedge.export.tflite_run import Runtime
+    from gemedge.export.to_tflite import Written
     from gemedge.model import QuantizedModel
 
 SAMPLES = 4
@@ -49,23 +49,21 @@ def random_integers(model: "QuantizedModel", samples: int = SAMPLES, seed: int =
     return found
 
 
-def in_tflite(
-    model: "QuantizedModel", runtime: "Runtime", integers: Mapping[str, np.ndarray], gem: "Form | None"
-) -> list[LayerDifference]:
-    """The layers in a TensorFlow Lite runtime, worst first."""
-    return differences(model, dict(integers) | made_in_tflite(model, runtime, integers, gem))
-
-
-def made_in_tflite(
-    model: "QuantizedModel", runtime: "Runtime", integers: Mapping[str, np.ndarray], gem: "Form | None"
-) -> dict[str, np.ndarray]:
-    """The integers of every layer by its tensor, as a TensorFlow Lite runtime makes them."""
+def made_in_tflite(runtime: "Runtime", written: "Written", integers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The integers of a file's outputs by their tensors, as a TensorFlow Lite runtime makes them."""
     from gemedge.export import tflite_run, to_tflite
 
-    written = to_tflite.to_tflite(model, gem=gem, observed=True)
     inputs = to_tflite.laid(written.inputs, [integers[value.name] for value in written.inputs])
     outputs = tflite_run.run(runtime, written.content, inputs, dynamic=written.dynamic)
     return {value.name: value.from_memory(array) for value, array in zip(written.outputs, outputs, strict=True)}
+
+
+def has_our_law(model: "QuantizedModel", runtime: "Runtime") -> bool:
+    """Whether a TensorFlow Lite runtime rounds as the model does: Micro, whose law rounding double is, at 8 bits."""
+    from gemedge.export.tflite_run import MICRO
+    from gemedge.fixed import Rounding
+
+    return runtime.name == MICRO and model.rounding is Rounding.DOUBLE and model.scheme == "int8"
 
 
 def differences(model: "QuantizedModel", found: Mapping[str, np.ndarray]) -> list[LayerDifference]:

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from gemedge.cli import console, engines
 from gemedge.errors import PromiseError, UnsupportedError, about
 
 if TYPE_CHECKING:
     from gemedge.cli.engines import LayerDifference
     from gemedge.export.tflite_activations import Form
+    from gemedge.export.tflite_run import Runtime
     from gemedge.export.to_tflite import Written
     from gemedge.model import QuantizedModel
 
@@ -38,7 +41,7 @@ def write(
             on_phase("writing")
             written = to_tflite.to_tflite(quantized, gem=form)
             on_phase("comparing")
-            checked = _checked(quantized, form) if check else {}
+            checked = _checked(quantized, written, form) if check else {}
     contents = {target: written.content}
     if form == "custom":
         contents |= {target.with_name(name): c for name, c in tflite_custom.sources(written.kernels).items()}
@@ -50,40 +53,48 @@ def write(
         console.print_fields(_fields(quantized, written, sizes, checked, form))
 
 
-def _checked(model: "QuantizedModel", gem: "Form | None") -> "Checked":
+def _checked(model: "QuantizedModel", written: "Written", gem: "Form | None") -> "Checked":
     """Each runtime's layers against simulate; PromiseError where one is further off than its law allows.
 
     No runtime here knows our operator: in place of it the same file with tables is run.
     """
-    from gemedge.export import tflite_run
+    from gemedge.export import tflite_run, to_tflite
 
+    observed = to_tflite.to_tflite(model, gem="table" if gem == "custom" else gem, observed=True)
     integers = engines.random_integers(model)
     found: Checked = {}
     for runtime in tflite_run.required():
         try:
-            layers = engines.in_tflite(model, runtime, integers, "table" if gem == "custom" else gem)
+            made = engines.made_in_tflite(runtime, observed, integers)
+            layers = engines.differences(model, integers | made)
+            _check_layers(model, runtime, layers, gem)
+            if gem != "custom":
+                _check_outputs(runtime, engines.made_in_tflite(runtime, written, integers), made)
+            found[str(runtime)] = layers
         except UnsupportedError as error:
             found[str(runtime)] = str(error)
-            continue
-        for difference in layers:
-            most = _allowed(model, runtime.name, difference.kind, gem)
-            if difference.max_lsb > most:
-                raise PromiseError(
-                    f"layer {difference.layer!r} is off by {difference.max_lsb} LSB in {runtime}; {most} allowed"
-                )
-        found[str(runtime)] = layers
     if all(isinstance(layers, str) for layers in found.values()):
         raise UnsupportedError("; ".join(str(why) for why in found.values()))
     return found
 
 
-def _allowed(model: "QuantizedModel", runtime: str, kind: str, gem: "Form | None") -> int:
-    """LSB by which a layer may differ: none in TensorFlow Lite Micro, whose law rounding double is, at 8 bits."""
-    from gemedge.export.tflite_run import MICRO
-    from gemedge.fixed import Rounding
+def _check_layers(
+    model: "QuantizedModel", runtime: "Runtime", layers: "list[LayerDifference]", gem: "Form | None"
+) -> None:
+    exact = engines.has_our_law(model, runtime)
+    for difference in layers:
+        most = 0 if exact and not (difference.kind == "Activate" and gem == "float") else _MOST_LSB
+        if difference.max_lsb > most:
+            raise PromiseError(
+                f"layer {difference.layer!r} is off by {difference.max_lsb} LSB in {runtime}; {most} allowed"
+            )
 
-    exact = runtime == MICRO and model.rounding is Rounding.DOUBLE and model.scheme == "int8"
-    return 0 if exact and not (kind == "Activate" and gem == "float") else _MOST_LSB
+
+def _check_outputs(runtime: "Runtime", own: dict[str, np.ndarray], observed: dict[str, np.ndarray]) -> None:
+    """The file has no layers among its outputs; those it has are to be the same as beside the layers."""
+    for name, array in own.items():
+        if most := int(np.abs(array.astype(np.int64) - observed[name]).max(initial=0)):
+            raise PromiseError(f"output {name!r} is off by {most} LSB in {runtime} where no layer is shown beside it")
 
 
 def _fields(

@@ -37,6 +37,7 @@ class Engine:
 
 def engines(model: "QuantizedModel", name: str, targets: Sequence[str]) -> list[Engine]:
     """All that gemedge can drive; one whose tools are missing says so when it runs."""
+    from gemedge.cli.engines import has_our_law
     from gemedge.export.tflite_run import runtimes
 
     onnxruntime = importlib.metadata.version("onnxruntime")
@@ -50,7 +51,7 @@ def engines(model: "QuantizedModel", name: str, targets: Sequence[str]) -> list[
     )
     found.append(Engine("ONNX, qdq", f"onnxruntime {onnxruntime}", False, partial(_onnx, model, "qdq"), True))
     for runtime in runtimes():
-        exact = _has_our_law(model, runtime)
+        exact = has_our_law(model, runtime)
         found.append(Engine(runtime.name, runtime.version, exact, partial(_tflite, model, runtime), True))
     return found
 
@@ -103,19 +104,13 @@ def _tflite(
     model: "QuantizedModel", runtime: "Runtime", _: Mapping[str, np.ndarray], integers: Mapping[str, np.ndarray]
 ) -> Integers:
     from gemedge.cli.engines import made_in_tflite
+    from gemedge.export.to_tflite import to_tflite
 
-    return made_in_tflite(model, runtime, integers, None)
+    return made_in_tflite(runtime, to_tflite(model, observed=True), integers)
 
 
 def _by_tensor(model: "QuantizedModel", outputs: Mapping[str, np.ndarray]) -> Integers:
     return {model.outputs[name]: array for name, array in outputs.items()}
-
-
-def _has_our_law(model: "QuantizedModel", runtime: "Runtime") -> bool:
-    from gemedge.export.tflite_run import MICRO
-    from gemedge.fixed import Rounding
-
-    return runtime.name == MICRO and model.rounding is Rounding.DOUBLE and model.scheme == "int8"
 
 
 def _compiler() -> str:
