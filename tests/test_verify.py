@@ -12,6 +12,7 @@ import gemedge.nn as gnn
 from gemedge import model_file
 from gemedge.capture import capture_module
 from gemedge.cli import _status
+from gemedge.cli.engines import has_our_law
 from gemedge.errors import ToolError
 from gemedge.export import host, onnx_check, tflite_run
 from gemedge.fixed import Rounding
@@ -62,6 +63,31 @@ def test_the_table_says_how_many_engines_agree(folder, capsys):
     shown = capsys.readouterr().out
     assert "same  integers at every layer in 3 engines\n" in shown
     assert sum("equal" in line for line in shown.splitlines() if line.startswith("| C on")) == 2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "wide", "exact"), [("int8", "", True), ("int8", "Concat", False), ("int16x8", "", False)]
+)
+def test_micro_promises_simulates_integers_where_all_numbers_have_8_bits(scheme, wide, exact):
+    """Activations of 16 bits are float operators there."""
+
+    class Joined(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return gnn.GEM(1)(torch.cat([x, 2 * x], 1))
+
+    x = torch.randn(6, 4)
+    graph = capture_module(Joined(), x[:1]).model
+    ranges = ranges_of(float_tensors(graph, {"x": x.numpy()}))
+    names = {node.name for node in graph.graph if node.op_type == wide}
+    model = quantize(
+        graph,
+        ranges,
+        scheme=scheme,
+        rounding=Rounding.DOUBLE,
+        scheme_of=lambda name: "int16x8" if name in names else None,
+    )
+    micro = tflite_run.Runtime(tflite_run.MICRO, "tflite_micro", "1")
+    assert has_our_law(model, micro) is exact
 
 
 def off_by_one(run):

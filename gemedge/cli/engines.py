@@ -63,7 +63,8 @@ def has_our_law(model: "QuantizedModel", runtime: "Runtime") -> bool:
     from gemedge.export.tflite_run import MICRO
     from gemedge.fixed import Rounding
 
-    return runtime.name == MICRO and model.rounding is Rounding.DOUBLE and model.scheme == "int8"
+    wide = any(tensor.params is not None and tensor.params.bits > 8 for tensor in model.tensors.values())
+    return runtime.name == MICRO and model.rounding is Rounding.DOUBLE and not wide
 
 
 def differences(model: "QuantizedModel", found: Mapping[str, np.ndarray]) -> list[LayerDifference]:
