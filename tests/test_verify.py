@@ -9,11 +9,11 @@ from float_runs import float_tensors, ranges_of
 from torch import nn
 
 import gemedge.nn as gnn
-from gemedge import model_file
+from gemedge import confined, model_file
 from gemedge.capture import capture_module
 from gemedge.cli import _status
 from gemedge.cli.engines import has_our_law
-from gemedge.errors import ToolError
+from gemedge.errors import ModelError, ToolError
 from gemedge.export import host, onnx_check, tflite_run
 from gemedge.fixed import Rounding
 from gemedge.quant.quantize import quantize
@@ -140,6 +140,24 @@ def test_an_engine_whose_tool_is_missing_says_so_and_fails_nothing(folder, monke
     monkeypatch.setattr(host, "library", missing)
     assert verify(folder) == 0
     assert "C on this machine  no C compiler: none of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("model", "status"), [("double", 1), ("single", 0)])
+def test_a_runtime_that_crashes_is_told_beside_the_others(folder, monkeypatch, capsys, model, status):
+    """Where it promised simulate's integers that is a promise not kept."""
+    whole = confined.call
+
+    def crash(job, asked, blobs):
+        if asked["runtime"] == tflite_run.MICRO:
+            raise ModelError("running it ended the reading process with SIGSEGV")
+        return whole(job, asked, blobs)
+
+    monkeypatch.setattr(confined, "call", crash)
+    assert verify(folder, model=model) == status
+    shown = capsys.readouterr()
+    crashed = f"{tflite_run.runtimes()[1]}: running it ended the reading process with SIGSEGV"
+    assert crashed in (shown.err if status else shown.out)
+    assert sum(line.startswith("| ") for line in shown.out.splitlines()) == 1 + len(ALL) - 1
 
 
 @pytest.mark.parametrize(

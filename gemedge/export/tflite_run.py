@@ -16,7 +16,7 @@ import safetensors.numpy as tensors
 
 from gemedge import confined
 from gemedge.confined import Blobs, Phase, enter
-from gemedge.errors import UnsupportedError, reason
+from gemedge.errors import ModelError, PromiseError, UnsupportedError, reason
 from gemedge.export.tflite_writer import INSTALL, schema
 
 Arrays = list[np.ndarray]
@@ -70,11 +70,14 @@ def run(runtime: Runtime, content: bytes, inputs: Sequence[np.ndarray], *, dynam
     """The outputs [batch, ...] in the file's order, from its inputs [batch, ...] in the file's order and types.
 
     dynamic: whether the file's batch may vary; otherwise it takes a sample at a time. UnsupportedError where the
-    runtime refuses the file.
+    runtime refuses the file, PromiseError where it crashes or does not end.
     """
     blobs = {"file": content} | {f"input {i}": tensors.save({"x": array}) for i, array in enumerate(inputs)}
     asked = {"runtime": runtime.name, "inputs": len(inputs), "dynamic": dynamic}
-    reply, parts = confined.call("gemedge.export.tflite_run:serve", asked, blobs)
+    try:
+        reply, parts = confined.call("gemedge.export.tflite_run:serve", asked, blobs)
+    except ModelError as error:  # what confined makes of a child's death; the model is ours
+        raise PromiseError(f"{runtime}: {error}") from error
     return [tensors.load(bytes(parts[f"output {i}"]))["x"] for i in range(reply["outputs"])]
 
 
