@@ -16,9 +16,10 @@ from gemedge.cli.engines import has_our_law
 from gemedge.errors import ModelError, ToolError
 from gemedge.export import host, onnx_check, tflite_run
 from gemedge.fixed import Rounding
+from gemedge.quant import simulate
 from gemedge.quant.quantize import quantize
 
-EXACT = {"C on this machine", "C on cortex-m4", "ONNX, integer operators"}
+EXACT = {"NumPy", "C on this machine", "C on cortex-m4", "ONNX, integer operators"}
 ALL = EXACT | {"ONNX, qdq", "LiteRT", "TensorFlow Lite Micro"}
 
 
@@ -61,7 +62,7 @@ def test_every_engine_runs_and_those_that_promise_it_have_simulates_integers(fol
 def test_the_table_says_how_many_engines_agree(folder, capsys):
     assert verify(folder, "--limit", "1") == 0
     shown = capsys.readouterr().out
-    assert "same  integers at every layer in 3 engines\n" in shown
+    assert "same  integers at every layer in 4 engines\n" in shown
     assert sum("equal" in line for line in shown.splitlines() if line.startswith("| C on")) == 2
 
 
@@ -106,7 +107,7 @@ def test_a_hidden_change_in_the_c_is_shown_and_ends_with_status_1(folder, monkey
     assert verify(folder) == 1
     shown = capsys.readouterr()
     assert "C on this machine differs from simulate: 1 LSB at most, 0.17% of '0'" in shown.err
-    assert "same  integers at every layer in 2 engines\n" in shown.out
+    assert "same  integers at every layer in 3 engines\n" in shown.out
 
 
 def test_a_hidden_change_in_onnxruntime_is_shown_and_ends_with_status_1(folder, monkeypatch, capsys):
@@ -140,6 +141,26 @@ def test_an_engine_whose_tool_is_missing_says_so_and_fails_nothing(folder, monke
     monkeypatch.setattr(host, "library", missing)
     assert verify(folder) == 0
     assert "C on this machine  no C compiler: none of" in capsys.readouterr().out
+
+
+def test_runtimes_that_are_not_installed_are_told_with_what_installs_them(folder, monkeypatch, capsys):
+    monkeypatch.setattr(tflite_run.importlib.util, "find_spec", lambda name: None)
+    assert verify(folder, model="double") == 0
+    shown = capsys.readouterr().out
+    assert "LiteRT                 it is not installed: pip install 'gemedge[litert]'" in shown
+    assert "TensorFlow Lite Micro  it is not installed: pip install tflite-micro" in shown
+
+
+def test_samples_that_change_each_others_integers_are_shown_and_end_with_status_1(folder, monkeypatch, capsys):
+    whole = simulate.run
+
+    def changed(model, integers, **options):
+        found = whole(model, integers, **options)
+        return {name: array ^ (len(array) == 1) for name, array in found.items()}
+
+    monkeypatch.setattr(simulate, "run", changed)
+    assert verify(folder) == 1
+    assert "NumPy differs from simulate: 1 LSB at most, 100.00% of " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("model", "status"), [("double", 1), ("single", 0)])

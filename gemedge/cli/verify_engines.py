@@ -38,10 +38,11 @@ class Engine:
 def engines(model: "QuantizedModel", name: str, targets: Sequence[str]) -> list[Engine]:
     """All that gemedge can drive; one whose tools are missing says so when it runs."""
     from gemedge.cli.engines import has_our_law
-    from gemedge.export.tflite_run import runtimes
+    from gemedge.export.tflite_run import missing, runtimes
 
     onnxruntime = importlib.metadata.version("onnxruntime")
-    found = [Engine("C on this machine", _compiler(), True, partial(_host, model, name))]
+    found = [Engine("NumPy", f"numpy {np.__version__}", True, partial(_numpy, model))]
+    found.append(Engine("C on this machine", _compiler(), True, partial(_host, model, name)))
     found += [
         Engine(f"C on {target}", _version("ziglang", "zig"), True, partial(_emulated, model, name, target))
         for target in targets
@@ -53,7 +54,21 @@ def engines(model: "QuantizedModel", name: str, targets: Sequence[str]) -> list[
     for runtime in runtimes():
         exact = has_our_law(model, runtime)
         found.append(Engine(runtime.name, runtime.version, exact, partial(_tflite, model, runtime), True))
-    return found
+    return found + [Engine(name, "", False, partial(_missing, install)) for name, install in missing()]
+
+
+def _missing(install: str, *_: Mapping[str, np.ndarray]) -> Integers:
+    raise UnsupportedError(f"it is not installed: {install}")
+
+
+def _numpy(model: "QuantizedModel", _: Mapping[str, np.ndarray], integers: Mapping[str, np.ndarray]) -> Integers:
+    """simulate on a sample at a time, beside simulate on all of them: no sample may change another's integers."""
+    from gemedge.quant.simulate import run
+
+    outputs = [layer.output for layer in model.layers]
+    samples = range(len(next(iter(integers.values()))))
+    each = [run(model, {name: array[i : i + 1] for name, array in integers.items()}, keep=outputs) for i in samples]
+    return {tensor: np.concatenate([sample[tensor] for sample in each]) for tensor in outputs}
 
 
 def _host(

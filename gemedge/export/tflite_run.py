@@ -38,6 +38,7 @@ class Runtime:
 
 
 LITERT, OLD, MICRO = "LiteRT", "tflite-runtime", "TensorFlow Lite Micro"
+_INSTALLS = {LITERT: INSTALL, MICRO: "pip install tflite-micro"}
 _PACKAGES = {LITERT: "ai_edge_litert", OLD: "tflite_runtime", MICRO: "tflite_micro"}
 
 
@@ -46,6 +47,12 @@ def runtimes() -> list[Runtime]:
     found = [runtime for name in _PACKAGES if (runtime := _installed(name)) is not None]
     newer = any(runtime.name == LITERT for runtime in found)
     return [runtime for runtime in found if not (runtime.name == OLD and newer)]
+
+
+def missing() -> list[tuple[str, str]]:
+    """LiteRT and TensorFlow Lite Micro where they are not among `runtimes`, each with what installs it."""
+    there = {LITERT if runtime.name == OLD else runtime.name for runtime in runtimes()}
+    return [(name, install) for name, install in _INSTALLS.items() if name not in there]
 
 
 def required() -> list[Runtime]:
