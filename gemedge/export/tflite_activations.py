@@ -2,7 +2,7 @@
 
 table    CAST, ADD, GATHER: the kernel's own outputs for all codes, exact in every runtime that gathers their type
 float    DEQUANTIZE, the formula of gemedge.activation operation for operation, QUANTIZE
-custom   one operator `gemedge.Activation`, whose kernel is emitted beside the model (gemedge/export/tflm_kernel.py)
+custom   one operator `gemedge.Activation`, whose kernel is emitted beside the model (gemedge/export/tflite_custom.py)
 """
 
 from fractions import Fraction
