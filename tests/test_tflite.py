@@ -431,6 +431,15 @@ def test_weights_whose_multipliers_no_scale_gives_are_refused(cnn):
         to_tflite(changed(model, "Dense", mantissa=layer.mantissa | 127))
 
 
+@pytest.mark.parametrize("names", [("\ud800", "y", "z"), ("x", "\ud800", "z"), ("x", "y", "\ud800")], ids=ascii)
+def test_a_name_that_is_not_utf8_is_refused(names):
+    given, made, output = names
+    tensors = {name: Tensor(name, (2, 3), QuantParams(0.1, 0, 8)) for name in (given, made)}
+    model = QuantizedModel("int8", DOUBLE, (given,), {output: made}, tensors, (Reshape("r", (given,), made, (2, 3)),))
+    with pytest.raises(UnsupportedError, match=r"name '\\ud800' is not UTF-8, in which a TensorFlow Lite file holds"):
+        to_tflite(model)
+
+
 def test_a_file_beyond_two_gigabytes_is_refused(cnn, monkeypatch):
     monkeypatch.setattr(tflite_writer, "MOST_BYTES", 2000)
     with pytest.raises(UnsupportedError, match=r"constant '.*/weight' takes the file beyond 2 GB"):

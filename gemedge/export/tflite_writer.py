@@ -176,7 +176,7 @@ class Graph:
         varies: bool,
     ) -> int:
         made = self._schema.TensorT()
-        made.name, made.shape, made.buffer, made.hasRank = name, np.array(shape, np.int32), buffer, True
+        made.name, made.shape, made.buffer, made.hasRank = _text(name), np.array(shape, np.int32), buffer, True
         made.type = self.type_of(dtype)
         if varies:
             made.shapeSignature = np.array((-1, *shape[1:]), np.int32)
@@ -233,8 +233,14 @@ class Graph:
 
     def _named(self, border: Border) -> Any:
         made = self._schema.TensorMapT()
-        made.name, made.tensorIndex = border.name, border.tensor
+        made.name, made.tensorIndex = _text(border.name), border.tensor
         return made
+
+
+def _text(name: str) -> str:
+    if name != name.encode(errors="replace").decode():
+        raise UnsupportedError(f"name {name!r} is not UTF-8, in which a TensorFlow Lite file holds names")
+    return name
 
 
 def _indices(borders: Sequence[Border]) -> np.ndarray:
