@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from float_runs import float_tensors, ranges_of
-from networks import NETWORKS
+from networks import MLPERF_TINY, NETWORKS
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx_runs import metadata, session, tensors_in_onnxruntime
@@ -35,7 +35,7 @@ FEW = [("int8", Rounding.DOUBLE), ("int16x8", Rounding.SINGLE)]
 EVERY = [(scheme, rounding) for scheme in SCHEMES for rounding in Rounding]
 REST = [case for case in EVERY if case not in FEW]
 ALL_GRAPHS = GRAPHS | {f"channels last: {name}": graph for name, graph in CHANNELS_LAST.items()}
-WIDE = [name for name in (*MAKERS, *NETWORKS) if name not in SMALL and name not in MAKERS]
+WIDE = [name for name in (*MAKERS, *NETWORKS, *MLPERF_TINY) if name not in SMALL and name not in MAKERS]
 
 
 def equal(model: QuantizedModel, given: dict[str, np.ndarray], content: bytes, **how: object) -> int:
@@ -81,6 +81,14 @@ def test_every_layer_of_a_network_has_the_simulators_integers(network, scheme, r
     graph, ranges, given = network
     model = quantize(graph, ranges, scheme=scheme, rounding=rounding)
     assert equal(model, given, to_integer_onnx(model)) >= 3
+
+
+@pytest.mark.parametrize(("scheme", "rounding"), FEW)
+@pytest.mark.parametrize("name", MLPERF_TINY)
+def test_every_layer_of_mlperf_tinys_networks_has_the_simulators_integers(name, scheme, rounding):
+    graph, ranges, given = captured_of(name)
+    model = quantize(graph, ranges, scheme=scheme, rounding=rounding)
+    assert equal(model, given, to_integer_onnx(model)) > 15
 
 
 @pytest.mark.exhaustive

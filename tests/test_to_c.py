@@ -13,7 +13,7 @@ from float_runs import float_tensors, ranges_of
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
-from networks import NETWORKS
+from networks import MLPERF_TINY, NETWORKS
 from test_arena import BYTE, networks
 from test_arena import Graph as ArenaGraph
 from test_operators import GRAPHS, Graph, i64, normal
@@ -44,7 +44,7 @@ def captured_of(name: str):
         found = capture_module(model.eval(), x[:1], opset=20)
         given = {found.model.graph.inputs[0].name: x.numpy()}
     else:
-        network = NETWORKS[name]
+        network = (NETWORKS | MLPERF_TINY)[name]
         model = network.model(lambda: gnn.GEM(1) if name != "mobilenet" else gnn.SEGEM(1, 0.1))
         inputs = network.inputs(batch=2)
         found = capture_module(model, {k: v[:1] for k, v in inputs.items()}, opset=20)
