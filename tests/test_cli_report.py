@@ -57,7 +57,7 @@ def report(folder, *more, model="model.pt", made="model.gemq", data="test.npz"):
 
 KEYS = [
     "headline", "scheme", "rounding", "samples", "layers", "operators", "sqnr", "worst", "classes", "tensors",
-    "attribution", "probed", "advice", "choices", "activations",
+    "attribution", "probed", "advice", "choices", "activations", "notes",
 ]  # fmt: skip
 
 
@@ -85,6 +85,26 @@ def test_the_terminal_shows_the_headline_first(folder, capsys):
     assert re.fullmatch(
         r"causes   kernel -?\d+%, saturation -?\d+%, rounding -?\d+%, weights -?\d+%, multipliers -?\d+%", causes
     )
+
+
+def test_the_report_says_where_a_learned_epsilon_went(tmp_path, capsys):
+    learned = [gnn.EGEM(1, 0.5, learnable=True) for _ in range(2)]
+    model = nn.Sequential(nn.Linear(4, 8), learned[0], nn.Linear(8, 4), learned[1]).eval()
+    gnn.save(model, tmp_path / "model.pt", torch.zeros(1, 4))
+    np.save(tmp_path / "test.npy", np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32))
+    files = tmp_path / "model.pt", tmp_path / "model.gemq"
+    data = "--data", tmp_path / "test.npy"
+    assert gemedge("quantize", files[0], *data, "-o", files[1], "--quiet") == 0
+    capsys.readouterr()
+    assert gemedge("report", *files, *data, "--html", tmp_path / "page.html", "--json") == 0
+    printed = capsys.readouterr()
+    notes = json.loads(printed.out)["notes"]
+    assert [re.sub("'.*'", "it", note) for note in notes] == [
+        "epsilon 0.5 of it, learned, folded into the weights around it",
+        "epsilon 0.5 of it, learned, kept in the activation, where it costs nothing",
+    ]
+    assert printed.err.splitlines() == [f"gemedge: {note}" for note in notes]
+    assert "".join(f"<li>{html.escape(note)}</li>" for note in notes) in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(

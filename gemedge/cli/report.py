@@ -101,9 +101,11 @@ def command(
         from gemedge.cli.report_html import page
 
         section = "" if cost is None else report_targets.section(cost.estimate, cost.plan, cost.fit, cost.known)
-        files.write({html: page(found, model.name, quantized_file.name, section).encode()}, force=force)
+        shown = page(found, model.name, quantized_file.name, section, captured.notes)
+        files.write({html: shown.encode()}, force=force)
     if as_json:
-        console.print_json(found.as_json() | ({} if cost is None else {"target": cost.as_json()}))
+        told = found.as_json() | {"notes": list(captured.notes)}
+        console.print_json(told | ({} if cost is None else {"target": cost.as_json()}))
     elif not quiet:
         _print(found, html)
         if cost is not None:

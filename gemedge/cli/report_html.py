@@ -28,8 +28,11 @@ _CAUSE_ALONE = {
 }
 
 
-def page(found: Report, model_name: str, file_name: str, targets: str = "") -> str:
-    """The page. targets: HTML of a further section, on the chips that the model is to run on."""
+def page(found: Report, model_name: str, file_name: str, targets: str = "", notes: Sequence[str] = ()) -> str:
+    """The page. targets: HTML of a further section, on the chips that the model is to run on.
+
+    notes: lines on how the float model was read, such as where a learned epsilon went.
+    """
     title = f"{html(file_name)}: {html(found.headline)}".replace("`", "")
     sections = [
         _first_screen(found, model_name, file_name),
@@ -38,6 +41,7 @@ def page(found: Report, model_name: str, file_name: str, targets: str = "") -> s
         targets,
         _tensors(found.tensors),
         _choices(found),
+        _notes(notes),
         _worst(found),
     ]
     return (
@@ -247,6 +251,12 @@ def _choices(found: Report) -> str:
         " A network trained with GEM loses accuracy with ReLU in its place unless it is trained again.</p>"
     )
     return f"<h2>Activations, and the other ways to compute them</h2>{told}{''.join(parts)}"
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    return f"<h2>How the float model was read</h2><ul>{''.join(f'<li>{html(note)}</li>' for note in notes)}</ul>"
 
 
 def _worst(found: Report) -> str:
