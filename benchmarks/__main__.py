@@ -31,6 +31,7 @@ NAMES = (
     "convolution_instructions",
     "calibrate",
     "export_resnet",
+    "export_gpt2",
     "tradeoffs",
     "growth",
 )

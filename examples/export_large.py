@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import models
 import torch
+from torch import Tensor
 
 import gemedge.nn as gnn
 
@@ -28,6 +30,16 @@ print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 NETWORKS = {"gpt2": models.gpt2, "vit_small": models.vit_small, "bert_small": models.bert_small}
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What a command printed, its seconds on the clock and of the processor, and the bytes of its largest process."""
+
+    shown: str
+    seconds: float
+    processor: float
+    peak: int
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("network", nargs="?", default="gpt2", choices=NETWORKS)
@@ -39,24 +51,34 @@ def main() -> None:
         size = 4 * save(given.network, path)
         command = ["export", str(path), "--format", "onnx", "--gem", given.gem, "--external-data"]
         print("$ gemedge", *command, flush=True)
-        start = time.perf_counter()
-        watched = [sys.executable, "-c", WATCH, sys.executable, "-m", "gemedge", *command]
-        run = subprocess.run(watched, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
-        seconds = time.perf_counter() - start
+        run = watched("-m", "gemedge", *command)
+    print(run.shown)
+    print(f"{run.seconds:.0f} s, {run.processor:.0f} s of processor time", end="; ")
+    print(f"largest process {run.peak / 2**20:,.0f} MB, {run.peak / size:.2f} times the weights")
+
+
+def watched(*command: str) -> Watched:
+    """Run Python with these words."""
+    start = time.perf_counter()
+    words = [sys.executable, "-c", WATCH, sys.executable, *command]
+    run = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    seconds = time.perf_counter() - start
     shown, _, used = run.stdout.strip().rpartition("\n")
-    peak, processor = int(used.split()[0]) * (1 if sys.platform == "darwin" else 1024), float(used.split()[1])
-    print(shown)
-    print(f"{seconds:.0f} s, {processor:.0f} s of processor time", end="; ")
-    print(f"largest process {peak / 2**20:,.0f} MB, {peak / size:.2f} times the weights")
+    peak, processor = used.split()
+    return Watched(shown, seconds, float(processor), int(peak) * (1 if sys.platform == "darwin" else 1024))
 
 
 def save(name: str, path: Path) -> int:
     """Write the network of this name to a file; how many parameters it has."""
     torch.manual_seed(0)
     model = NETWORKS[name](lambda: gnn.GEM(1)).eval()
-    example = torch.randn(1, 3, 224, 224) if name == "vit_small" else torch.randint(0, 30000, (1, 128))
-    gnn.save(model, path, example)
+    gnn.save(model, path, example(name))
     return models.parameters(model)
+
+
+def example(name: str) -> Tensor:
+    """A picture, or 128 tokens."""
+    return torch.randn(1, 3, 224, 224) if name == "vit_small" else torch.randint(0, 30000, (1, 128))
 
 
 if __name__ == "__main__":
