@@ -26,14 +26,14 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
 
 def _growth(rows: Sequence[Row]) -> Figure:
     """Time and memory over the size of the model and of the data; a line that rises as the dotted one is linear."""
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 8), layout="constrained")
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for column, of in zip(axes.T, SIZES, strict=True):
         points = [row for row in rows if row.table == f"Cost by {of}"]
-        ends = {row.name: row for row in rows if row.table == f"Exponents by {of}"}
-        for step, exponents in ends.items():
+        ends = {row.name: row.beside["of the last two"] for row in rows if row.table == f"Exponents by {of}"}
+        for step in dict.fromkeys(name.rpartition(", ")[0] for name in ends):
             seen = [row for row in points if row.name.rpartition(", ")[0] == step]
             sizes = [row.beside[of] for row in seen]
-            slopes = exponents.value, exponents.beside["memory, last two"]
+            slopes = ends[f"{step}, time"], ends[f"{step}, memory"]
             costs = [row.value for row in seen], [max(1.0, row.beside["peak, MB"]) for row in seen]
             for axis, cost, slope in zip(column, costs, slopes, strict=True):
                 axis.loglog(sizes, cost, marker="o", markersize=4, label=f"{step}: {slope:.2f}")
@@ -44,7 +44,7 @@ def _growth(rows: Sequence[Row]) -> Figure:
             reach = min(right / left, top / bottom)
             axis.plot([right / reach, right], [top / reach, top], "k:", linewidth=1, label="linear: 1")
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=8, title="exponent, last two")
+            axis.legend(fontsize=8, title="exponent of the last two", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -40,12 +40,23 @@ def test_times_stand_beside_their_peer_with_the_ratio():
     ]
 
 
-def test_an_exponent_is_that_of_the_growth():
-    seen = [(size, (1e-6 * size**1.5, 1e3 * size)) for size in (10**4, 10**5, 10**6)]
-    row = _exponents("parameters", "step", seen)
-    assert math.isclose(row.value, 1.5)
-    assert math.isclose(row.beside["memory, last two"], 1.0)
-    assert row.reached is False
+# time and memory by size: their exponents over the last two and fitted to all, and whether the goal is reached
+GROWTH = [
+    (lambda size: (1e-6 * size**1.5, 1e3 * size), [(1.5, 1.5, False), (1.0, 1.0, True)]),
+    (lambda size: (1e-6 * size, 1e3 * size**1.2), [(1.0, 1.0, True), (1.2, 1.2, False)]),
+    (lambda size: (1e-2, max(1e3 * size, 1e8)), [(0.0, 0.0, True), (1.0, 0.5, True)]),
+    (lambda size: (1e-3 if size < 10**5 else 1e-3 * size / 10**3, 1e6), [(1.0, 1.5, False), (0.0, 0.0, True)]),
+]
+
+
+@pytest.mark.parametrize(("cost", "expected"), GROWTH)
+def test_an_exponent_is_that_of_the_growth_and_neither_may_be_worse_than_linear(cost, expected):
+    rows = _exponents("parameters", "step", [(size, cost(size)) for size in (10**4, 10**5, 10**6)])
+    assert [row.name for row in rows] == ["step, time", "step, memory"]
+    for row, (last, fitted, reached) in zip(rows, expected, strict=True):
+        assert row.beside == pytest.approx({"of the last two": last, "fitted to all": fitted}, abs=1e-9)
+        assert row.value == pytest.approx(max(last, fitted), abs=1e-9)
+        assert row.reached is reached
 
 
 @pytest.mark.exhaustive
