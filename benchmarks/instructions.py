@@ -3,15 +3,17 @@
     python -m benchmarks.instructions
 
 Each of ours stands beside what people use instead, in the same run: a table of 513 entries with linear interpolation
-at 16 bits, a plain loop over a table of 256 at 8 bits, ReLU, and gemedge's general kernel. Inputs are N(0, 1) in
-the format. Instructions are counted exactly, by block, and on Cortex-M55 by QEMU's clock of instructions; cycles are
-the upper end of what Arm's timing tables leave on a Cortex-M4 without wait states. Flash is code and tables of the
-function alone. zig's clang -O2, and arm-none-eabi-gcc -O2 where it is installed; nothing here ran on silicon.
+at 16 bits, a plain loop over a table of 256 at 8 bits, ReLU, and gemedge's general kernel; ratios are to the table of
+the same activation and to ReLU of as many bits. Inputs are N(0, 1) in the format. Instructions are counted exactly, by
+block, and on Cortex-M55 by QEMU's clock of instructions; cycles are the upper end of what Arm's timing tables leave on
+a Cortex-M4 without wait states. Flash is code and tables of the function alone. zig's clang -O2, and arm-none-eabi-gcc
+-O2 where it is installed; nothing here ran on silicon.
 """
 
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,10 @@ FOLDER = Path(gemedge.__path__[0], "export")
 HEADERS = {path.name: path.read_bytes() for path in FOLDER.joinpath("c_runtime").glob("*.h")}
 ELEMENTS = 4096
 Q3_12, Q3_4 = QFormat(3, 12), QFormat(3, 4)
+RELUS, TABLES = (
+    ("- int16 ReLU", "- int8 ReLU"),
+    ("- 513-entry table, interpolated", "- plain loop over the 256-byte table"),
+)
 CONSTANT_TIME = ("GEMEDGE_CONSTANT_TIME",)
 GCC = "arm-none-eabi-gcc"
 TITLE = "Activations, for each number, on"
@@ -55,6 +61,10 @@ class Subject:
     defines: tuple[str, ...] = ()
 
     @property
+    def bits(self) -> int:
+        return self.kernel.in_params.bits
+
+    @property
     def codes(self) -> np.ndarray:
         params = self.kernel.in_params
         return np.arange(params.raw_min, params.raw_max + 1).astype(f"i{params.bits // 8}")
@@ -70,7 +80,7 @@ class Subject:
 class Measured:
     instructions: float
     cycles: float | None
-    flash: int
+    flash: int | None
     misrounded: int | None
 
 
@@ -146,9 +156,10 @@ def subjects() -> list[Subject]:
         ]
     bytes_ = FixedActivation(Activation.gem(1), Q3_4, Q3_4)
     rows += [
+        Subject(RELUS[0], rows[0].kernel, relu(16)),
         Subject("int8 gem(n=1), 256-byte table", bytes_, ours(bytes_, "auto")),
-        Subject("- plain loop over the table", bytes_, looked_up(bytes_)),
-        Subject("- int8 ReLU", bytes_, relu(8)),
+        Subject("- plain loop over the 256-byte table", bytes_, looked_up(bytes_)),
+        Subject(RELUS[1], bytes_, relu(8)),
     ]
     return rows
 
@@ -197,49 +208,77 @@ def measured(subject: Subject, target: str, compiler: str) -> Measured:
         call.instructions / sample.size,
         None if span is None else span.high / sample.size,
         sum(machine.sections.get(section, 0) for section in (".text", ".rodata")),
-        None if "ReLU" in subject.name else int(np.count_nonzero(got != subject.kernel(codes))),
+        None if subject.name in RELUS else int(np.count_nonzero(got != subject.kernel(codes))),
     )
 
 
-def row(table: str, name: str, found: Measured, goal: float | None) -> Row:
-    beside = {"bytes of flash": float(found.flash)}
+def beside_peers(subject: Subject, every: Mapping[Subject, Measured]) -> dict[str, float]:
+    """The ratios of instructions and of flash to the table's and ReLU's, of those that were measured."""
+    taken, found = every[subject], {}
+    for other, peer in every.items():
+        if other.name in TABLES and other.kernel is subject.kernel:
+            found["of the table's"] = taken.instructions / peer.instructions
+            if taken.flash and peer.flash:
+                found["flash, of the table's"] = taken.flash / peer.flash
+        if other.name in RELUS and other.bits == subject.bits:
+            found["of ReLU's"] = taken.instructions / peer.instructions
+    return found
+
+
+def row(table: str, name: str, found: Measured, ratios: Mapping[str, float], goal: float | None) -> Row:
+    beside = dict(ratios)
     if found.cycles is not None:
-        beside = {"cycles at most": found.cycles, "cycles / instructions": found.cycles / found.instructions} | beside
+        beside |= {"cycles at most": found.cycles, "cycles / instructions": found.cycles / found.instructions}
+    if found.flash is not None:
+        beside["bytes of flash"] = float(found.flash)
     if found.misrounded is not None:
         beside["wrong codes"] = float(found.misrounded)
     return Row(table, name, found.instructions, "instructions", at_most=goal, beside=beside)
 
 
-def with_helium(subject: Subject) -> Row:
-    """By QEMU's Cortex-M55; tests/test_c_helium.py has its outputs at all codes."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["-O2", "-I", str(FOLDER / "c_runtime")]
-        taken = counted(BOARDS["cortex-m55"], Path(folder), subject.source, subject.sample, flags)
-    goal = GOALS.get(("cortex-m55", subject.name))
-    return Row(f"{TITLE} cortex-m55 with Helium", f"{subject.name}, gcc", taken, "instructions", at_most=goal)
+def by_target(target: str, every: Sequence[Subject], compilers: Sequence[str]) -> list[Row]:
+    """Each subject by each compiler; a goal is that of the better compiler."""
+    by = {compiler: {subject: measured(subject, target, compiler) for subject in every} for compiler in compilers}
+    found = []
+    for subject in every:
+        best = min(compilers, key=lambda compiler: by[compiler][subject].instructions)
+        for compiler in compilers:
+            goal = GOALS.get((target, subject.name)) if compiler == best else None
+            ratios = beside_peers(subject, by[compiler])
+            found.append(row(f"{TITLE} {target}", f"{subject.name}, {compiler}", by[compiler][subject], ratios, goal))
+    return found
+
+
+def with_helium(every: Sequence[Subject]) -> list[Row]:
+    """By QEMU's Cortex-M55; tests/test_c_helium.py has their outputs at all codes."""
+    flags, by = ["-O2", "-I", str(FOLDER / "c_runtime")], {}
+    for subject in every:
+        with tempfile.TemporaryDirectory() as folder:
+            taken = counted(BOARDS["cortex-m55"], Path(folder), subject.source, subject.sample, flags)
+        by[subject] = Measured(taken, None, None, None)
+    title = f"{TITLE} cortex-m55 with Helium"
+    return [
+        row(title, f"{subject.name}, gcc", taken, beside_peers(subject, by), GOALS.get(("cortex-m55", subject.name)))
+        for subject, taken in by.items()
+    ]
 
 
 def rows(quick: bool) -> list[Row]:
-    """Ours and what stands beside them, on each CPU by each compiler; a goal is that of the better compiler."""
+    """Ours and what stands beside them, on each CPU by each compiler."""
     compilers = ["zig", *(["gcc"] if shutil.which(GCC) else [])]
-    every = subjects()[:3:2] if quick else subjects()
-    found = []
-    for target in ("cortex-m4", "cortex-m0plus"):
-        for subject in every:
-            by = {compiler: measured(subject, target, compiler) for compiler in compilers}
-            best = min(by, key=lambda compiler: by[compiler].instructions)
-            found += [
-                row(
-                    f"{TITLE} {target}",
-                    f"{subject.name}, {compiler}",
-                    taken,
-                    GOALS.get((target, subject.name)) if compiler == best else None,
-                )
-                for compiler, taken in by.items()
-            ]
+    every = subjects()
+    if quick:
+        every = [every[0], *(subject for subject in every if subject.kernel is every[0].kernel and is_peer(subject))]
+    found = [row for target in ("cortex-m4", "cortex-m0plus") for row in by_target(target, every, compilers)]
     if "gcc" in compilers and shutil.which(BOARDS["cortex-m55"].emulator[0]):
-        found += [with_helium(subject) for subject in every if subject.name.startswith("int16") and not subject.defines]
+        found += with_helium(
+            [s for s in every if s.bits == 16 and not s.defines and (s.name.startswith("int16") or is_peer(s))]
+        )
     return found
+
+
+def is_peer(subject: Subject) -> bool:
+    return subject.name in (*RELUS, *TABLES)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One CNN, one training pipeline, eleven activations, several seeds; then the same networks in integers.
+"""One CNN, one training pipeline, twelve activations, several seeds; then the same networks in integers.
 
 `python examples/compare_activations.py [--seeds N] [--epochs N]` prints a table of test accuracies, mean and deviation
-over the seeds, and of what each integer scheme loses, and draws both into ./compare_activations.png. The last two rows
-train epsilon itself; it begins at 0.5 and the table says where it ended.
+over the seeds, and of what each integer scheme loses, and draws both into ./compare_activations.png. GEM is E-GEM at
+epsilon 1. The last two rows train epsilon itself; it begins at 0.5, and the lines below say where it ended.
 
 What a few minutes on 4,000 small digits can show: that each activation trains at all with the same settings, that the
 whole way to integers works for each, and gross differences in what integers lose. What they cannot: which activation
@@ -43,6 +43,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "GEM, n=2": lambda: gnn.GEM(2),
     "E-GEM, epsilon 0.01": lambda: gnn.EGEM(1, 0.01),
     "E-GEM, epsilon 0.1": lambda: gnn.EGEM(1, 0.1),
+    "SE-GEM, epsilon 0.01": lambda: gnn.SEGEM(1, 0.01),
     "SE-GEM, epsilon 0.1": lambda: gnn.SEGEM(1, 0.1),
     "SE-GEM, epsilon 1": lambda: gnn.SEGEM(1, 1.0),
     "E-GEM, learned": lambda: gnn.EGEM(1, 0.5, learnable=True),
@@ -69,14 +70,14 @@ def main() -> None:
     start = time.process_time()
     data = mnist.load()
     print(f"{len(data[0]):,} digits to train, {len(data[2]):,} to test; {given.epochs} epochs, {given.seeds} seeds\n")
-    print(f"{'':<20}{'accuracy, %':>14}  points lost in {'':<4}{''.join(f'{scheme:>9}' for scheme in SCHEMES)}")
+    print(f"{'':<21}{'accuracy, %':>14}  points lost in {'':<4}{''.join(f'{scheme:>9}' for scheme in SCHEMES)}")
     found = {}
     for name, make in ACTIVATIONS.items():
         found[name] = results = Results()
         for seed in range(given.seeds):
             measure(make, seed, given.epochs, data, results)
         cells = "".join(f"{np.mean(points):>9.2f}" for points in results.lost.values())
-        print(f"{name:<20}{shown(results.accuracies):>14}{'':<21}{cells}", flush=True)
+        print(f"{name:<21}{shown(results.accuracies):>14}{'':<21}{cells}", flush=True)
     print("\naccuracy: mean +- standard deviation over the seeds")
     for name, results in found.items():
         if results.epsilons:

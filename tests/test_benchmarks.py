@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+import gemedge
+from gemedge import Activation, QFormat
+
 sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks import __main__ as collector
+from benchmarks import instructions
 from benchmarks.growth import _exponents
 from benchmarks.row import Row, markdown, timed
 
 ROOT = Path(__file__).parents[1]
+Q3_12, Q3_4 = QFormat(3, 12), QFormat(3, 4)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,24 @@ def test_times_stand_beside_their_peer_with_the_ratio():
         "| GEM | 1 | 0.5 of Gelu |  |",
         "| SE-GEM | 3 | 1.5 of Gelu | at most 1.2: **missed** |",
     ]
+
+
+def test_an_activation_stands_beside_its_own_table_and_relu_of_its_width():
+    gem, segem = (gemedge.FixedActivation(made, Q3_12, Q3_12) for made in (Activation.gem(1), Activation.segem(1, 1)))
+    byte = gemedge.FixedActivation(Activation.gem(1), Q3_4, Q3_4)
+    table = instructions.TABLES[0]
+    taken = {
+        (gem, "ours"): (30, 200), (gem, table): (20, 1000), (segem, "ours"): (15, 100), (segem, table): (30, 800),
+        (gem, instructions.RELUS[0]): (5, 20), (byte, instructions.RELUS[1]): (3, 20), (byte, "ours"): (6, None),
+    }  # fmt: skip
+    measured = {
+        instructions.Subject(name, kernel, ""): instructions.Measured(count, None, flash, None)
+        for (kernel, name), (count, flash) in taken.items()
+    }
+    found = {(s.kernel, s.name): instructions.beside_peers(s, measured) for s in measured}
+    assert found[gem, "ours"] == {"of the table's": 1.5, "flash, of the table's": 0.2, "of ReLU's": 6}
+    assert found[segem, "ours"] == {"of the table's": 0.5, "flash, of the table's": 0.125, "of ReLU's": 3}
+    assert found[byte, "ours"] == {"of ReLU's": 2}
 
 
 # time and memory by size: their exponents over the last two and fitted to all, and whether the goal is reached

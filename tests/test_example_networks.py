@@ -107,7 +107,7 @@ def test_a_network_of_mlperf_tiny_has_its_size_and_shapes(name, monkeypatch):
 def test_activations_are_compared_in_one_pipeline(tmp_path):
     printed = run(tmp_path, "compare_activations.py", "--seeds", "1", "--epochs", "1")
     rows = re.findall(r"^([A-Z][^\n]*?) +([\d.]+) \+- [\d.]+ +([-\d. ]+)$", printed, re.MULTILINE)
-    assert len(rows) == 11
+    assert len(rows) == 12
     for name, accuracy, lost in rows:
         assert float(accuracy) > 80, name
         assert [abs(float(points)) < limit for points, limit in zip(lost.split(), (4, 2, 8, 1), strict=True)], name
