@@ -155,7 +155,10 @@ def rows(quick: bool) -> list[Row]:
                 instructions,
                 "instructions",
                 at_most=GOALS.get(name) if label == best else None,
-                beside={"cycles at most": most},
+                beside={
+                    "cycles at most": most,
+                    "of CMSIS-NN's": instructions / figures[f"CMSIS-NN, {label.split(', ')[1]}"][0],
+                },
             )
             for label, (instructions, most) in figures.items()
         ]

@@ -63,7 +63,7 @@ def rows(quick: bool) -> list[Row]:
 
 def _rows(title: str, calls: dict[str, Callable[[], object]], rounds: int, reach: float) -> list[Row]:
     medians = interleaved(calls, rounds)
-    peer = BATCH / medians[FLOAT]
+    peers = [name for name in (FLOAT, LITERT) if name in medians]
     return [
         Row(
             f"Simulate, {title}, batch {BATCH}",
@@ -73,7 +73,7 @@ def _rows(title: str, calls: dict[str, Callable[[], object]], rounds: int, reach
             ratio=medians[LITERT_RELU] / seconds if name == BY_C else None,
             peer=LITERT_RELU if name == BY_C else "",
             at_least={"int8": reach, BY_C: 1.0}.get(name),
-            beside={f"share of {FLOAT}": BATCH / seconds / peer},
+            beside={f"share of {peer}": medians[peer] / seconds for peer in peers},
         )
         for name, seconds in medians.items()
     ]
