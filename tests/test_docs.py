@@ -113,6 +113,23 @@ def test_no_page_has_a_block_that_is_not_run(page):
     assert not any("$ " in block.text for block in found if block.kind == "text")
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_a_page_outside_of_the_site_links_to_files_that_are_there(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    assert [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()] == []
+
+
+def test_the_readme_names_every_example_and_what_make_can_do():
+    readme, made = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"^\| `examples/(\w+\.py)` \|", readme, re.MULTILINE)) | {"demo.py"}  # make demo runs it
+    scripts = [path for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text()]
+    assert named == {path.name for path in scripts}
+    assert "examples/demo.py" in made
+    targets = re.findall(r"\bmake ([a-z][a-z-]*)\b(?=[ `\n])", "".join(BLOCK.findall(readme)[0][2]))
+    assert len(targets) == 3
+    assert [target for target in targets if not re.search(rf"^{target}:", made, re.MULTILINE)] == []
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The built site; mkdocs.yml is strict, so a broken link fails it."""
