@@ -165,10 +165,16 @@ def test_activations_of_other_packages_networks_are_replaced(package, swapped, t
     assert found.stdout.count("ONNX, ") == 3
 
 
+LARGE = [("gpt2", "function"), ("gpt2", "primitive"), ("gpt2", "custom"), ("vit_small", "function"),
+         ("vit_small", "primitive"), ("bert_small", "function"), ("bert_small", "custom")]  # fmt: skip
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("network", ["gpt2", "vit_small", "bert_small"])
-def test_a_large_network_is_exported_and_compared_in_bounded_time_and_memory(network, tmp_path):
-    printed = run(tmp_path, "export_large.py", network)
+@pytest.mark.parametrize(("network", "form"), LARGE)
+def test_a_large_network_is_exported_and_compared_in_bounded_time_and_memory(network, form, tmp_path):
+    printed = run(tmp_path, "export_large.py", network, "--gem", form)
+    assert re.search(rf"^form +{form}, ", printed, re.MULTILINE)
+    assert re.search(r"^error +\S+ \(.* ulp\) at most, \S+ allowed$", printed, re.MULTILINE)
     (seconds, peak) = re.findall(r"(\d+) s of processor time; largest process [\d,]+ MB, ([\d.]+) times", printed)[0]
     assert float(seconds) < 60
     if network == "gpt2":  # beside smaller ones, Python and its libraries weigh more
