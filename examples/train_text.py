@@ -2,7 +2,8 @@
 
 `python examples/train_text.py [gpt] [bert] [--steps N]` trains each for about a minute and takes it through gemedge.
 GPT says which character comes next; BERT, with four layers as BERT-small has, which ones were masked. Both are
-thousands of times too small, and trained a million times too little, to be judged as language models.
+thousands of times too small, and trained a million times too little, to be judged as language models: of BERT's masked
+characters a third come out right, where naming a space each time would be right for a quarter.
 """
 
 import argparse
