@@ -60,14 +60,14 @@ class Constants:
 
     def __init__(self) -> None:
         self.prefix = ""
-        self.definitions: list[str] = []
+        self.definitions: list[bytes] = []
         self._names: dict[bytes, str] = {}  # by the digest of the definition, which may be as large as the weights
         self._stored: list[str] = []
         self._taken: set[str] = set()
 
     @property
     def text(self) -> str:
-        return "\n".join(self.definitions)
+        return b"\n".join(self.definitions).decode("ascii")
 
     @property
     def reached(self) -> str:
@@ -138,14 +138,15 @@ typedef char constants_are_within_{_REACH}_bytes[(uint32_t)0{sizes} <= {_REACH}u
 
     def _place(self, role: str, definition: str) -> str:
         """The name that stands for @ in the definition, the same one for the same definition."""
-        key = sha256(definition.encode()).digest()
+        written = definition.encode("ascii")
+        key = sha256(written).digest()
         if key not in self._names:
             name = f"{self.prefix}_{role}"
             while name in self._taken:
                 name += "_"
             self._taken.add(name)
             self._names[key] = name
-            self.definitions.append(definition.replace("@", name))
+            self.definitions.append(written.replace(b"@", name.encode("ascii")))
             if _STORED in definition:
                 self._stored.append(name)
         return self._names[key]

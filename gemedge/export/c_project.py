@@ -15,16 +15,20 @@ PROJECTS: tuple[Project, ...] = get_args(Project)
 _SELFTEST = ("selftest.c", "gemedge_selftest.h", "test_vectors.h")
 
 
-def laid_out(sources: Mapping[str, str], interface: Interface, project: Project) -> dict[str, str]:
+def laid_out(sources: Mapping[str, bytes], interface: Interface, project: Project) -> dict[str, bytes]:
     """The sources where the project wants them, with its own files and README.md; `/` stands between folders."""
     if project not in PROJECTS:
         raise UsageError(f"project {project!r} is not one of {', '.join(PROJECTS)}")
     tested = "selftest.c" in sources
-    named = {**sources, **_named_headers(interface)}
-    own = _OWN_FILES[project](interface.name, tested)
+    named = {**sources, **_encoded(_named_headers(interface))}
     if project == "arduino":
         named = {f"{'examples/selftest' if file in _SELFTEST else 'src'}/{file}": text for file, text in named.items()}
-    return {**named, **own, "README.md": readme(interface, project, tested)}
+    own = _OWN_FILES[project](interface.name, tested) | {"README.md": readme(interface, project, tested)}
+    return named | _encoded(own)
+
+
+def _encoded(texts: Mapping[str, str]) -> dict[str, bytes]:
+    return {file: text.encode("ascii") for file, text in texts.items()}
 
 
 def _named_headers(interface: Interface) -> dict[str, str]:

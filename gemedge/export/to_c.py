@@ -69,12 +69,13 @@ def to_c(
     written = _Model(model, symbol(name), activation)
     runtime = (*RUNTIME, "gemedge_float.h", *(["gemedge_selftest.h"] if vectors else []))
     where = resources.files("gemedge.export").joinpath("c_runtime")
-    files = {"model.h": written.header(), "model.c": written.source(), "model_float.h": float_header(written.interface)}
-    files |= {file: where.joinpath(file).read_text("ascii") for file in runtime}
+    texts = {"model.h": written.header(), "model_float.h": float_header(written.interface)}
     if vectors is not None:
-        files["test_vectors.h"] = test_vectors(model, written.interface, vectors)
-        files["selftest.c"] = selftest(written.interface, model_digest(model))
-    return {file: text.encode("ascii") for file, text in laid_out(files, written.interface, project).items()}
+        texts["test_vectors.h"] = test_vectors(model, written.interface, vectors)
+        texts["selftest.c"] = selftest(written.interface, model_digest(model))
+    files = {"model.c": written.source()} | {file: where.joinpath(file).read_bytes() for file in runtime}
+    files |= {file: text.encode("ascii") for file, text in texts.items()}
+    return laid_out(files, written.interface, project)
 
 
 def arena_size(model: QuantizedModel) -> int:
@@ -178,7 +179,7 @@ const char *{name}_layer_name(int layer);
 #endif
 """
 
-    def source(self) -> str:
+    def source(self) -> bytes:
         interface = self.interface
         name, upper = interface.name, interface.upper
         writer = Writer(self.model, self.orders, self.plan, self.fused, self.activation)
@@ -238,7 +239,7 @@ const char *{name}_layer_name(int layer) {{
 }}
 #endif
 """
-        return "\n".join((opening, *writer.constants.definitions, closing))  # what may be large is copied once
+        return b"\n".join((opening.encode("ascii"), *writer.constants.definitions, closing.encode("ascii")))
 
     def _layer(self, writer: Writer, index: int) -> str:
         layer = self.model.layers[index]
