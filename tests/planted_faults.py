@@ -144,6 +144,7 @@ FAULTS = [
     # 16-bit activations by short forms
     Fault("a reciprocal's line followed half as far", C + "gemedge_activation.h", "((d.m >> 14) & 4095u)", "((d.m >> 15) & 4095u)", ACTIVATIONS),
     Fault("no correction of a reciprocal", C + "gemedge_activation.h", "return g - gemedge_upper_half(g, gemedge_upper_half(d.m, r));", "return g;", ACTIVATIONS),
+    Fault("a first bit looked for one too far", C + "gemedge_activation.h", "word >> (32u - step) ?", "word >> (31u - step) ?", ACTIVATIONS),
     Fault("a compact kernel that wraps", C + "gemedge_activation.h", "(int16_t)(by->saturates ? gemedge_saturated_short(y) : y)", "(int16_t)y", ACTIVATIONS),
     Fault("no remainder behind a table of the fraction", C + "gemedge_activation.h", "return (int32_t)u - k - (int32_t)(remainder >> 31);", "return (int32_t)u - k;", ACTIVATIONS),
     # floats
