@@ -60,7 +60,8 @@ and each 32 KB, which the compiler checks.
     static uint32_t arena[({upper}_ARENA_SIZE + 3) / 4]; /* {interface.arena_size} bytes */
     int status = {name}_run(arena, sizeof arena, {interface.arguments});
 
-The status is `GEMEDGE_OK` or an error code of `gemedge_status.h`. A run keeps nothing: one arena serves several models
+The status is `GEMEDGE_OK` or an error code of `gemedge_status.h`; `{name}_arena_size()` gives `{upper}_ARENA_SIZE` to
+programs that are compiled without these headers. A run keeps nothing: one arena serves several models
 in turn, and each thread can have one of its own. Numbers lie in the order of these shapes, the last axis side by side:
 
 {rows}{_floats(interface)}
