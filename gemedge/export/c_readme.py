@@ -14,8 +14,7 @@ _BUILDING = {
 `CONFIG_GEMEDGE_{upper}=y`.
 """,
 }
-_UNTESTED = """Export with `--data` to get a self-test: it prints a digest of every layer, which `gemedge verify`
-compares with the simulator's.
+_UNTESTED = """`gemedge export` writes a self-test, too, which prints a digest of every layer.
 """
 _BY_HAND = """Build `selftest.c` alone (it includes `model.c`) with a function `void gemedge_put_char(char)` of yours,
 which sends a character to a serial line; `-DGEMEDGE_STDIO` makes it `putchar`. On a PC:
@@ -33,7 +32,8 @@ board, whatever else stands in it, goes to
 
     gemedge verify MODEL.gemq --data DATA.npz --log board.log
 
-with the model and the data that this folder was exported from: same integers at every layer, or the first that differs.
+with the model and the data that this folder was exported from, or no `--data` where it had none: same integers at every
+layer, or the first that differs.
 """
 
 
