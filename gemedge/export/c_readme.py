@@ -72,7 +72,7 @@ in turn, and each thread can have one of its own. Numbers lie in the order of th
   integers stay the same; where its rounding macro is not the model's law it does not compile.
 - `-DGEMEDGE_CONSTANT_TIME`: activations take the same instructions for every input, or do not compile.
 
-Arm's DSP instructions, Helium and AVX2 are used where the compiler says that the CPU has them.
+Arm's DSP instructions, Helium, AVX2 and AVX-512 are used where the compiler says that the CPU has them.
 
 ## Two models in one program
 
