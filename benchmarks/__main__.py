@@ -28,6 +28,7 @@ NAMES = (
     "simulate",
     "integer_onnx",
     "instructions",
+    "avr",
     "convolution_instructions",
     "calibrate",
     "export_resnet",

@@ -29,6 +29,11 @@ def probes(model: QuantizedModel, samples: int = SAMPLES, seed: int = 0) -> dict
     return made
 
 
+def probe(model: QuantizedModel, number: int) -> dict[str, np.ndarray]:
+    """The sample of this number of a self-test that was exported without data, [1, *shape] by input name."""
+    return probes(model, 1, seed=number)
+
+
 def rows_of(model: QuantizedModel) -> dict[str, int]:
     """For each tensor of indices, how many rows the smallest table has that is read by it."""
     rows: dict[str, int] = {}

@@ -127,7 +127,7 @@ FAULTS = [
     Fault("a product of halves without its carry", C + "gemedge_rescale.h", "(middle >> 16) + (int32_t)(rest >> 16)", "(middle >> 16)", SUMS),
     Fault("a doubled product rounded down", C + "gemedge_rescale.h", "* b + ((int64_t)1 << 30)) >> 31)", "* b) >> 31)", SUMS),
     Fault("a far shift rounded down", C + "gemedge_rescale.h", "(shift - 33u)) + 2 * zero + 1) >> 1", "(shift - 33u)) + 2 * zero) >> 1", SUMS),
-    Fault("gemmlowp's far shift with ties toward +infinity", C + "gemedge_rescale.h", "((high + (high >> 31)) >> (shift - 32u))", "(high >> (shift - 32u))", SUMS),
+    Fault("gemmlowp's far shift with ties toward +infinity", C + "gemedge_rescale.h", "((high - (int32_t)((uint32_t)high >> 31)) >> (shift - 32u))", "(high >> (shift - 32u))", SUMS),
     Fault("a fused table read one place early", C + "gemedge_rescale.h", "by->table ? by->table[q + 128] : q", "by->table ? by->table[q + 127] : q", SUMS),
     Fault("a fused table forgotten", C + "gemedge_rescale.h", "*to = table ? table[q] : (int8_t)q;", "*to = (int8_t)q;", SUMS),
     Fault("16-bit sums without saturation", C + "gemedge_rescale.h", "*to = (gemedge_int16)gemedge_saturated(q, lowest, 32767);", "*to = (gemedge_int16)q;", SUMS),
@@ -144,6 +144,7 @@ FAULTS = [
     # 16-bit activations by short forms
     Fault("a reciprocal's line followed half as far", C + "gemedge_activation.h", "((d.m >> 14) & 4095u)", "((d.m >> 15) & 4095u)", ACTIVATIONS),
     Fault("no correction of a reciprocal", C + "gemedge_activation.h", "return g - gemedge_upper_half(g, gemedge_upper_half(d.m, r));", "return g;", ACTIVATIONS),
+    Fault("a first bit looked for one too far", C + "gemedge_activation.h", "word >> (32u - step) ?", "word >> (31u - step) ?", ACTIVATIONS),
     Fault("a compact kernel that wraps", C + "gemedge_activation.h", "(int16_t)(by->saturates ? gemedge_saturated_short(y) : y)", "(int16_t)y", ACTIVATIONS),
     Fault("no remainder behind a table of the fraction", C + "gemedge_activation.h", "return (int32_t)u - k - (int32_t)(remainder >> 31);", "return (int32_t)u - k;", ACTIVATIONS),
     # floats

@@ -248,6 +248,26 @@ def test_a_degenerate_network_is_quantized_all_the_same(kind, scheme, folder):
     assert np.abs(made - exact).max() <= tolerance
 
 
+EMPTY = {  # sizes of input and output, the tensor at fault, and a model
+    "an output": (4, 0, "z", "z = MatMul(x, w)", {"w": np.zeros((4, 0), np.float32)}),
+    "an input": (0, 3, "x", "z = MatMul(x, w)", {"w": np.zeros((0, 3), np.float32)}),
+    "a part": (4, 0, "z", "z = Slice(x, s, s, o)", {"s": np.array([2]), "o": np.array([1])}),
+}
+
+
+@pytest.mark.parametrize("row", EMPTY)
+def test_what_holds_no_numbers_is_refused_by_name(row, tmp_path, capsys):
+    given, made, name, nodes, weights = EMPTY[row]
+    text = f'<ir_version: 8, opset_import: ["": 18]> g (float[n, {given}] x) => (float[n, {made}] z) {{ {nodes} }}'
+    written(tmp_path / "m.onnx", text, **weights)
+    np.save(tmp_path / "d.npy", np.ones((5, given), np.float32))
+    arguments = ("quantize", tmp_path / "m.onnx", "--data", tmp_path / "d.npy", "-o", tmp_path / "m.gemq")
+    assert gemedge(*arguments) == 4
+    told = capsys.readouterr().err
+    assert told == f"gemedge: {tmp_path / 'm.onnx'}: tensor '{name}' of shape [n, 0] holds no numbers\n"
+    assert not (tmp_path / "m.gemq").exists()
+
+
 def onnx_session(path: Path):
     import onnxruntime
 

@@ -251,7 +251,7 @@ EMULATED = [
 ]
 
 
-@pytest.mark.parametrize("target", ["cortex-m4", "cortex-m0plus"])
+@pytest.mark.parametrize("target", ["cortex-m4", "cortex-m0plus", "rv32imc"])
 @pytest.mark.parametrize("row", EMULATED, ids=str)
 def test_every_code_on_an_emulated_cpu_is_the_simulators(row, target):
     machine, given, made = emulated(written(kernel(*row)), target)
@@ -262,7 +262,8 @@ def test_every_code_on_an_emulated_cpu_is_the_simulators(row, target):
 
 @pytest.mark.parametrize(
     ("row", "target"),
-    [(row, "cortex-m4") for row in EMULATED] + [(row, "cortex-m0plus") for row in EMULATED[:3]],
+    [(row, "cortex-m4") for row in EMULATED]
+    + [(row, cpu) for cpu in ("cortex-m0plus", "rv32imc") for row in EMULATED[:3]],
     ids=str,
 )
 def test_in_constant_time_every_code_takes_the_same_instructions(row, target):
@@ -281,6 +282,9 @@ def test_in_constant_time_every_code_takes_the_same_instructions(row, target):
         (EMULATED[1], "cortex-m4", 30, 360),
         (EMULATED[2], "cortex-m4", 20, 360),
         (EMULATED[0], "cortex-m0plus", 35, 680),
+        (EMULATED[0], "rv32imc", 25, 360),
+        (EMULATED[1], "rv32imc", 30, 360),
+        (EMULATED[2], "rv32imc", 26, 360),
     ],
     ids=str,
 )

@@ -14,6 +14,8 @@ from test_arena import BYTE
 from test_arena import Graph as ArenaGraph
 from test_to_c import ALL_GRAPHS, captured_of
 
+from benchmarks import avr
+from benchmarks.instructions import subjects
 from gemedge.errors import DataError
 from gemedge.export.selftest_log import Log, digests, first_difference, places, read_log
 from gemedge.export.to_c import Vectors
@@ -175,6 +177,16 @@ def test_strict_c_has_its_constants_in_ram(tmp_path):
     graph, ranges, given = captured_of("mlp")
     model = quantize(graph, ranges, scheme="int8", rounding=Rounding.DOUBLE)
     assert_simulates(logged(model, given, tmp_path, ["-Os", "-std=c99"]), model, given)
+
+
+def test_a_gem_of_16_bits_takes_fewer_cycles_on_avr_than_a_table_with_interpolation():
+    if not all(map(shutil.which, avr.TOOLS)):
+        pytest.skip("avr-gcc and simavr are not installed")
+    ours, _, table, _ = (subject for subject in subjects()[:4])
+    cycles = avr.measured(ours)[0]
+    assert cycles == avr.measured(ours)[0]  # they are exact
+    assert cycles < avr.measured(table)[0]
+    assert cycles <= 240
 
 
 def test_a_digest_that_is_wrong_is_seen(tmp_path):

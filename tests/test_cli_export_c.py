@@ -22,7 +22,8 @@ from gemedge.model import QuantizedModel
 from gemedge.quant.quantize import quantize
 
 OWN = ["CMakeLists.txt", "README.md", "gemedge_float.h", "model.c", "model.h", "model_float.h"]
-NAMES = sorted([*OWN, MODEL, *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
+TESTED = ["gemedge_selftest.h", "selftest.c", "test_vectors.h"]
+NAMES = sorted([*OWN, *TESTED, MODEL, *to_c.RUNTIME, "my_net_model.h", "my_net_model_float.h"])
 
 
 def gemedge(*arguments: object) -> int:
@@ -102,7 +103,7 @@ def damaged(path):
     [
         (["--gem", "custom"], None, 2, "--gem is not for --format c"),
         (["--opset", "18"], None, 2, "--opset is not for --format c"),
-        (["--vectors", "3"], None, 2, "--vectors needs --data, which they come from"),
+        (["--vectors", "0"], None, 2, "0 is not in the range x>=1"),
         (["--project", "make"], None, 2, "'make' is not one of 'cmake', 'arduino', 'zephyr'"),
         (["--data", "missing.npz"], None, 5, "missing.npz"),
         ([], damaged, 3, "my-net.gemq: "),

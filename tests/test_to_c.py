@@ -309,7 +309,10 @@ def test_two_models_live_in_one_program_and_in_cplusplus(small, tmp_path):
         written(model, tmp_path / name, name)
     (tmp_path / "main.cc").write_text(
         '#include "one/model.h"\n#include "two/model.h"\n'
-        "int main() { return one_run(0, 0, 0, 0) == two_run(0, 0, 0, 0) ? 0 : 1; }\n"
+        "int main() {\n"
+        "    const bool sized = one_arena_size() == ONE_ARENA_SIZE && two_arena_size() == TWO_ARENA_SIZE;\n"
+        "    return sized && one_run(0, 0, 0, 0) == two_run(0, 0, 0, 0) ? 0 : 1;\n"
+        "}\n"
     )
     for name in ("one", "two"):
         compiled([*STRICT, "-c", f"{name}/model.c", "-o", f"{name}.o"], tmp_path)

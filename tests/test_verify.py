@@ -91,6 +91,14 @@ def test_micro_promises_simulates_integers_where_all_numbers_have_8_bits(scheme,
     assert has_our_law(model, micro) is exact
 
 
+def test_without_data_the_engines_run_seeded_numbers(folder, capsys):
+    given = ["verify", str(folder / "single.gemq"), "--target", "cortex-m4", "--limit", "3", "--json"]
+    assert _status(given) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {engine["engine"] for engine in told["engines"] if engine["exact"] and not engine["max_lsb"]} == EXACT
+    assert [told["samples"], told["kept"]] == [3, True]
+
+
 def off_by_one(run):
     """The engine's method with one number of its first layer changed."""
 

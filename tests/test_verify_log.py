@@ -47,6 +47,21 @@ def made(tmp_path_factory):
     return model, data, subprocess.run([out / "selftest"], capture_output=True, check=True).stdout
 
 
+def test_a_self_test_without_data_is_verified_without_data(made, tmp_path, capsys):
+    model, data, _ = made
+    assert gemedge("export", model, "--format", "c", "--vectors", 3, "-o", tmp_path / "out", "-q") == 0
+    compiled([*STRICT, "-DGEMEDGE_STDIO", "selftest.c", "-o", "selftest"], tmp_path / "out")
+    log = tmp_path / "board.log"
+    printed = subprocess.run([tmp_path / "out" / "selftest"], capture_output=True, check=True).stdout
+    log.write_bytes(printed)
+    assert gemedge("verify", model, "--log", log) == 0
+    assert "samples  3" in capsys.readouterr().out
+    assert gemedge("verify", model, "--log", log, "--data", data) == 5
+    assert "sample 0 of its run is not that of" in capsys.readouterr().err
+    log.write_bytes(re.sub(rb"(gemedge begin \w+ \d+) 3", rb"\1 999999999", printed))
+    assert gemedge("verify", model, "--log", log) == 5  # and soon
+
+
 @pytest.fixture
 def case(made, tmp_path):
     model, data, printed = made

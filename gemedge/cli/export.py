@@ -77,9 +77,12 @@ _FORMS = {
 @click.option(
     "--data",
     type=click.Path(path_type=Path, readable=False),
-    help="Of a .gemq file, inputs (.npy or .npz): what ONNX is compared on, or what a self-test of C runs.",
+    help="Of a .gemq file, inputs (.npy or .npz): what ONNX is compared on, or what a self-test of C runs."
+    "  [default: seeded numbers]",
 )
-@click.option("--vectors", type=click.IntRange(1), metavar="N", help="Samples of the self-test.  [default: up to 4]")
+@click.option(
+    "--vectors", type=click.IntRange(1), metavar="N", help="Samples of the self-test of C.  [default: up to 4]"
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemedge.cli import console
-from gemedge.errors import DataError, UsageError, about
+from gemedge.errors import DataError, about
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gemedge.export.c_activations import Choice
     from gemedge.export.c_selftest import Vectors
     from gemedge.model import QuantizedModel
@@ -28,20 +30,23 @@ def write(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write the sources of a .gemq file into a folder, all or none. data: what a self-test's samples come from."""
+    """Write the sources of a .gemq file into a folder, all or none.
+
+    data: what a self-test's samples come from; None is seeded numbers, the same for each export of the model.
+    """
     from gemedge import files, model_file
     from gemedge.capture.archive import open_bytes
     from gemedge.cli import known_code
     from gemedge.export import c_activations, to_c
     from gemedge.export.folder import MODEL, Folder, compiled
 
-    if samples is not None and data is None:
-        raise UsageError("--vectors needs --data, which they come from")
     folder = output or model.with_name(f"{model.stem}_c")
     files.refuse_folder(folder, (), force=force)
     with about(model):
         quantized = model_file.load(open_bytes(model))
-    vectors = None if data is None else _vectors(quantized, data, samples)
+    given = _given(quantized, data, samples)
+    with about(data or model):
+        vectors = _vectors(quantized, given)
     with about(model):
         sources = to_c.to_c(quantized, model.stem, vectors, project, activation)  # type: ignore[arg-type]
     runnable = "model.c" in sources  # gemedge run reads folders that hold it themselves
@@ -61,18 +66,28 @@ def write(
         console.print_fields(rows + [("file", f"{path}, {size:,} bytes") for path, size in sizes.items()])
 
 
-def _vectors(model: "QuantizedModel", data: Path, samples: int | None) -> "Vectors":
-    """The first samples of the data, and what the simulator gives for them."""
+def _given(model: "QuantizedModel", data: Path | None, samples: int | None) -> "dict[str, np.ndarray]":
+    """What a self-test runs: the first samples of the data, or seeded ones."""
+    import numpy as np
+
     from gemedge.cli.simulate import open_batches
-    from gemedge.export.c_selftest import Vectors
-    from gemedge.quant.simulate import border, entered, simulate
+    from gemedge.probes import probe
 
     ends = (*model.inputs, *model.outputs.values())
     numbers = sum(math.prod(model.tensors[name].shape) for name in ends)
     wanted = samples or min(_SAMPLES, max(1, _NUMBERS // max(numbers, 1)))
+    if data is None:
+        made = [probe(model, number) for number in range(wanted)]
+        return {name: np.concatenate([one[name] for one in made]) for name in model.inputs}
     batches = open_batches(model, data, batch=wanted, limit=wanted)
     if samples and batches.samples != samples:
         raise DataError(f"{data}: --vectors {samples} of {batches.samples} samples")
-    given = next(iter(batches))
-    with about(data):
-        return Vectors(entered(model, border(model, given), Counter()), simulate(model, given, raw=True))
+    return next(iter(batches))
+
+
+def _vectors(model: "QuantizedModel", given: "dict[str, np.ndarray]") -> "Vectors":
+    """The integers of these samples, and what the simulator gives for them."""
+    from gemedge.export.c_selftest import Vectors
+    from gemedge.quant.simulate import border, entered, simulate
+
+    return Vectors(entered(model, border(model, given), Counter()), simulate(model, given, raw=True))

@@ -135,12 +135,11 @@ def command(
         captured = capture(source, opset=OPSET, on_phase=on_phase)
         with about(model):
             prepared = prepare_confined(captured.model, trust=trust)
+            check_supported(prepared.model)
     samples, notes = samples_of(data, inputs_of(prepared.model), batch=batch, limit=limit)
     findings = lint.of_graph(prepared)
     for remark in (*captured.notes, *notes, *findings):
         console.note(remark, quiet=quiet)
-    with about(model):
-        check_supported(prepared.model)
     with about(config_file):
         config.check_names(prepared.model)
         choices = config.choices(prepared.model, choice, chosen)

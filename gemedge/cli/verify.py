@@ -46,7 +46,7 @@ class Verdict:
 
 @click.command("verify")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="As for gemedge simulate.")
+@click.option("--data", type=click.Path(path_type=Path), help="As for gemedge simulate.  [default: seeded numbers]")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help=f"Take the first N samples.  [default: {_SAMPLES}]")
 @click.option(
     "--target",
@@ -58,13 +58,13 @@ class Verdict:
 @click.option(
     "--log",
     type=click.Path(path_type=Path),
-    help="Instead of engines: what the self-test printed on a board, exported with this data.",
+    help="Instead of engines: what the self-test printed on a board, exported with this data, or none.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def command(
     model: Path,
-    data: Path,
+    data: Path | None,
     limit: int | None,
     targets: tuple[str, ...],
     log: Path | None,
@@ -84,11 +84,15 @@ def command(
     from gemedge import model_file
     from gemedge.capture.archive import open_bytes
     from gemedge.cli.simulate import open_batches
+    from gemedge.probes import probes
 
     with about(model):
         quantized = model_file.load(open_bytes(model))
     count = limit or _SAMPLES
-    given = next(iter(open_batches(quantized, data, batch=count, limit=count)))
+    if data is None:
+        given = probes(quantized, count)
+    else:
+        given = next(iter(open_batches(quantized, data, batch=count, limit=count)))
     engines = verify_engines.engines(quantized, model.stem, targets or verify_engines.TARGETS)
     verdicts = []
     with console.progress(f"gemedge verify {model.name}", len(engines), quiet=quiet or as_json) as on_progress:

@@ -7,14 +7,18 @@ from gemedge.cli import console
 from gemedge.errors import DataError, PromiseError, about
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import numpy as np
+
     from gemedge.export.selftest_log import Difference, Log
     from gemedge.model import QuantizedModel
 
 
-def compare(model: Path, data: Path, log: Path, *, as_json: bool, quiet: bool) -> None:
+def compare(model: Path, data: Path | None, log: Path, *, as_json: bool, quiet: bool) -> None:
     """Compare the log of a board's self-test with what the simulator gives for the data it was exported with.
 
-    PromiseError names the first layer that differs.
+    data: None where it was exported without. PromiseError names the first layer that differs.
     """
     from gemedge import model_file
     from gemedge.capture.archive import open_bytes
@@ -47,26 +51,38 @@ def _read(log: Path, largest: int) -> bytes:
     return content
 
 
-def _first_difference(model: "QuantizedModel", data: Path, file: Path, log: "Log") -> "Difference | None":
+def _first_difference(model: "QuantizedModel", data: Path | None, file: Path, log: "Log") -> "Difference | None":
     from collections import Counter
 
-    from gemedge.cli.simulate import open_batches
     from gemedge.export import selftest_log
     from gemedge.quant.simulate import border, entered, run
 
-    batches = open_batches(model, data, batch=1, limit=log.samples)
-    if batches.samples is not None and batches.samples < log.samples:
-        raise DataError(f"{file}: its run has {log.samples} samples; {data} has {batches.samples}")
-    for sample, given in enumerate(batches):
+    for sample, given in enumerate(_samples(model, data, file, log.samples)):
         integers = run(model, entered(model, border(model, given), Counter()), keep=model.tensors)
         wanted = selftest_log.digests(model, {name: array[0] for name, array in integers.items()})
         with about(file):
             difference = selftest_log.first_difference(log, sample, wanted)
         if difference and difference.place[0] == "in":
-            raise DataError(f"{file}: sample {sample} of its run is not that of {data}")
+            whose = "an export without --data" if data is None else str(data)
+            raise DataError(f"{file}: sample {sample} of its run is not that of {whose}")
         if difference:
             return difference
     return None
+
+
+def _samples(
+    model: "QuantizedModel", data: Path | None, file: Path, count: int
+) -> "Iterable[Mapping[str, np.ndarray]]":
+    """One at a time, as many as the log says that it has."""
+    from gemedge.cli.simulate import open_batches
+    from gemedge.probes import probe
+
+    if data is None:
+        return (probe(model, number) for number in range(count))
+    batches = open_batches(model, data, batch=1, limit=count)
+    if batches.samples is not None and batches.samples < count:
+        raise DataError(f"{file}: its run has {count} samples; {data} has {batches.samples}")
+    return batches
 
 
 def _told(model: "QuantizedModel", difference: "Difference") -> str:

@@ -14,8 +14,7 @@ _BUILDING = {
 `CONFIG_GEMEDGE_{upper}=y`.
 """,
 }
-_UNTESTED = """Export with `--data` to get a self-test: it prints a digest of every layer, which `gemedge verify`
-compares with the simulator's.
+_UNTESTED = """`gemedge export` writes a self-test, too, which prints a digest of every layer.
 """
 _BY_HAND = """Build `selftest.c` alone (it includes `model.c`) with a function `void gemedge_put_char(char)` of yours,
 which sends a character to a serial line; `-DGEMEDGE_STDIO` makes it `putchar`. On a PC:
@@ -33,7 +32,8 @@ board, whatever else stands in it, goes to
 
     gemedge verify MODEL.gemq --data DATA.npz --log board.log
 
-with the model and the data that this folder was exported from: same integers at every layer, or the first that differs.
+with the model and the data that this folder was exported from, or no `--data` where it had none: same integers at every
+layer, or the first that differs.
 """
 
 
@@ -60,7 +60,8 @@ and each 32 KB, which the compiler checks.
     static uint32_t arena[({upper}_ARENA_SIZE + 3) / 4]; /* {interface.arena_size} bytes */
     int status = {name}_run(arena, sizeof arena, {interface.arguments});
 
-The status is `GEMEDGE_OK` or an error code of `gemedge_status.h`. A run keeps nothing: one arena serves several models
+The status is `GEMEDGE_OK` or an error code of `gemedge_status.h`; `{name}_arena_size()` gives `{upper}_ARENA_SIZE` to
+programs that are compiled without these headers. A run keeps nothing: one arena serves several models
 in turn, and each thread can have one of its own. Numbers lie in the order of these shapes, the last axis side by side:
 
 {rows}{_floats(interface)}
@@ -71,7 +72,7 @@ in turn, and each thread can have one of its own. Numbers lie in the order of th
   integers stay the same; where its rounding macro is not the model's law it does not compile.
 - `-DGEMEDGE_CONSTANT_TIME`: activations take the same instructions for every input, or do not compile.
 
-Arm's DSP instructions, Helium and AVX2 are used where the compiler says that the CPU has them.
+Arm's DSP instructions, Helium, AVX2 and AVX-512 are used where the compiler says that the CPU has them.
 
 ## Two models in one program
 

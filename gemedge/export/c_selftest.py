@@ -59,9 +59,8 @@ def test_vectors(model: QuantizedModel, interface: Interface, vectors: Vectors) 
 def selftest(interface: Interface, digest: int) -> str:
     """selftest.c. digest: what tells the model's log from another's."""
     name, upper = interface.name, interface.upper
-    own = "".join(
-        f"#define {name}_{function} {name}_selftest_{function}\n" for function in ("run_observed", "run", "layer_name")
-    )
+    functions = ("run_observed", "run", "arena_size", "layer_name")
+    own = "".join(f"#define {name}_{function} {name}_selftest_{function}\n" for function in functions)
     outputs = "".join(f"    static {b.ctype} {b.parameter}[{b.macro}_SIZE];\n" for b in interface.outputs)
     inputs = "".join(_input(border, index) for index, border in enumerate(interface.inputs))
     digests = "".join(

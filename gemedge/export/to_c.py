@@ -163,6 +163,9 @@ extern "C" {{
    only the arena. */
 int {name}_run({interface.parameters});
 
+/* {upper}_ARENA_SIZE, for a program that is linked with the model and not compiled for it. */
+size_t {name}_arena_size(void);
+
 #ifdef GEMEDGE_OBSERVE
 /* The same, and shows the numbers of each layer that makes any, as soon as they are made. */
 int {name}_run_observed({interface.parameters},
@@ -225,6 +228,10 @@ int {name}_run({interface.parameters})
         return GEMEDGE_ARENA_MISALIGNED;
     }}
 {copies_in}{"".join(calls)}{copies_out}    return GEMEDGE_OK;
+}}
+
+size_t {name}_arena_size(void) {{
+    return {upper}_ARENA_SIZE;
 }}
 
 #ifdef GEMEDGE_OBSERVE

@@ -19,6 +19,11 @@
 #else
 #define GEMEDGE_ROLLED
 #endif
+#if defined(__GNUC__) && !defined(__clang__)
+#define GEMEDGE_UNROLLED _Pragma("GCC unroll 5")
+#else
+#define GEMEDGE_UNROLLED
+#endif
 
 /* 2^31 / x on 32 segments of [1/2, 1): intercept, and in the lower half the negative slope. */
 static const GEMEDGE_FLASH uint32_t gemedge_lines[32] = {
@@ -66,6 +71,15 @@ GEMEDGE_INLINE unsigned gemedge_zeros(uint32_t word) {
         word |= word >> step; /* at last 2^k - 1, each of which 0x07C4ACDD times has other upper bits */
     }
     return gemedge_zeros_of[((word * 0x07C4ACDDu) & 0xFFFFFFFFu) >> 27];
+#elif defined(__riscv) && !defined(__riscv_zbb)
+    unsigned zeros = 0, step; /* it counts none itself, and libgcc by 256 bytes of table */
+    GEMEDGE_UNROLLED
+    for (step = 16; step; step >>= 1) {
+        const unsigned more = word >> (32u - step) ? 0u : step;
+        word <<= more;
+        zeros += more;
+    }
+    return zeros;
 #elif defined(__GNUC__)
     return (unsigned)(sizeof(unsigned) == 4u ? __builtin_clz((unsigned)word) : __builtin_clzl(word));
 #else

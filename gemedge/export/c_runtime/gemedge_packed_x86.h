@@ -1,4 +1,4 @@
-/* The inner loops of gemedge_packed.h by AVX2: eight words of weights at a time. */
+/* The inner loops of gemedge_packed.h by AVX2: eight words of weights at a time; by AVX-512, where it has VNNI, 16. */
 
 #ifndef GEMEDGE_PACKED_X86_H
 #define GEMEDGE_PACKED_X86_H
@@ -50,6 +50,33 @@ static inline void gemedge_packed_fours(gemedge_uint32 *to, const int8_t *from, 
     }
 }
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+static inline __m256i gemedge_halves_added(__m512i sum) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
+}
+
+/* sums[channel] and, GEMEDGE_BATCH behind, the next window's: two windows times four channels. */
+static inline void gemedge_packed_windows(const gemedge_uint32 *column, const uint32_t *weight, int32_t fours,
+                                          int32_t *sums) {
+    __m512i both_a = _mm512_setzero_si512(), even_a = both_a, both_b = both_a, even_b = both_a;
+    for (; fours > 0; fours -= 4) {
+        const __mmask16 there = (__mmask16)(fours < 4 ? (1u << (4 * fours)) - 1u : 0xFFFFu);
+        const __m512i words = _mm512_maskz_loadu_epi32(there, weight);
+        const __m512i numbers = _mm512_maskz_loadu_epi32(there, column);
+        const __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(words, 8), 8);
+        const __m512i first = _mm512_shuffle_epi32(numbers, (_MM_PERM_ENUM)0xA0);
+        const __m512i second = _mm512_shuffle_epi32(numbers, (_MM_PERM_ENUM)0xF5);
+        both_a = _mm512_dpwssd_epi32(both_a, words, first);
+        even_a = _mm512_dpwssd_epi32(even_a, even, first);
+        both_b = _mm512_dpwssd_epi32(both_b, words, second);
+        even_b = _mm512_dpwssd_epi32(even_b, even, second);
+        weight += 16;
+        column += 16;
+    }
+    gemedge_four_sums(sums, gemedge_halves_added(both_a), gemedge_halves_added(even_a));
+    gemedge_four_sums(sums + GEMEDGE_BATCH, gemedge_halves_added(both_b), gemedge_halves_added(even_b));
+}
+#else
 /* sums[channel] and, GEMEDGE_BATCH behind, the next window's: two windows times four channels. */
 static inline void gemedge_packed_windows(const gemedge_uint32 *column, const uint32_t *weight, int32_t fours,
                                           int32_t *sums) {
@@ -70,6 +97,7 @@ static inline void gemedge_packed_windows(const gemedge_uint32 *column, const ui
     gemedge_four_sums(sums, both_a, even_a);
     gemedge_four_sums(sums + GEMEDGE_BATCH, both_b, even_b);
 }
+#endif
 
 /* sums[channel] of one row times so many channels. stride: words from the weights of four channels to the next. */
 static inline void gemedge_packed_row(const int8_t *row, const uint32_t *weights, size_t stride, int32_t fours,

@@ -49,7 +49,7 @@ GEMEDGE_APART int32_t gemedge_rescale_any(int64_t sum, int32_t mantissa, unsigne
 static inline int32_t gemedge_rescale_far(int32_t sum, int32_t mantissa, unsigned shift, unsigned law, int32_t zero) {
     if (law == GEMEDGE_DOUBLE) {
         const int32_t high = gemedge_doubled_high(sum, mantissa);
-        return (((high + (high >> 31)) >> (shift - 32u)) + 2 * zero + 1) >> 1;
+        return (((high - (int32_t)((uint32_t)high >> 31)) >> (shift - 32u)) + 2 * zero + 1) >> 1;
     }
     return ((gemedge_high(sum, mantissa) >> (shift - 33u)) + 2 * zero + 1) >> 1;
 }
