@@ -121,7 +121,7 @@ def entered(model: QuantizedModel, inputs: Mapping[str, np.ndarray], saturated: 
             low, high = (
                 (end - params.zero_point) * params.scale for end in (params.raw_min - 0.5, params.raw_max + 0.5)
             )
-            saturated[name] += int(((array < low) | (array > high)).sum())
+            saturated[name] += int(np.count_nonzero(array < low) + np.count_nonzero(array > high))
     return integers
 
 
