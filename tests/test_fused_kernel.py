@@ -11,8 +11,10 @@ import numpy as np
 import onnx.parser
 import onnxruntime
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from gemedge import Activation
+from gemedge.capture import forms
 from gemedge.errors import GemedgeWarning, OutputError
 from gemedge.export import run
 
@@ -203,6 +205,138 @@ def test_other_element_types_are_refused():
         session(model(node(Activation.gem(1)), "int32", "[N]"))
 
 
+# The codes of quantized activations: scale and zero point of x, then of y
+
+CODES = np.arange(256, dtype=np.uint8)
+FORMATS = {
+    "usual": (0.05, 128, 0.03, 3),
+    "ties, odd zeros": (0.5, 7, 1.0, 5),
+    "ties, even zeros": (0.5, 8, 1.0, 4),
+    "fine to coarse": (1e-3, 0, 1.0, 255),
+    "beyond both ends": (1.0, 128, 1e-3, 128),
+    "only negative": (0.1, 255, 0.01, 255),
+    "products that overflow": (3e38, 128, 3e38, 128),
+    "subnormal scales": (1e-40, 100, 3e-41, 17),
+}
+
+
+def quantized(
+    activation: Activation, numbers, *, body: bool = False, opset: int = 18, rank: int = 1, onnx_type: str = "uint8"
+) -> bytes:
+    """A model of one quantized activation with these scales and zero points, and its functions where asked for."""
+    op = {"gem": "QuantizedGEM", "segem": "QuantizedSEGEM"}[activation.family]
+    names = ("x_scale", "x_zero", "y_scale", "y_zero")
+    call = f"Y = ai.gemedge.{op} <n={activation.n}, epsilon={activation.epsilon:.17e}> (X, {', '.join(names)})"
+    shape = "[" + ", ".join("abcdef"[:rank]) + "]" if rank else ""
+    proto = onnx.ModelProto.FromString(model(call, onnx_type, shape))
+    for name, number in zip(names, numbers, strict=True):
+        kind = np.float32 if name.endswith("scale") else np.dtype(onnx_type)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(number, kind), name))
+    proto.opset_import[0].version = opset
+    proto.functions.extend(forms.bodies({op}, opset) if body else [])
+    return proto.SerializeToString()
+
+
+def quantized_by_numpy(activation: Activation, x: np.ndarray, numbers) -> np.ndarray:
+    x_scale, x_zero, y_scale, y_zero = numbers
+    with np.errstate(all="ignore"):
+        real = activation((x.astype(np.float32) - np.float32(x_zero)) * np.float32(x_scale))
+        return np.clip(np.rint(real / np.float32(y_scale)) + y_zero, 0, 255).astype(np.uint8)
+
+
+def without_kernel(serialized: bytes, x: np.ndarray, level: onnxruntime.GraphOptimizationLevel) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"]).run(None, {"X": x})[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "opset"), [*((name, 18) for name in FORMATS), *(("ties, odd zeros", opset) for opset in (17, 19, 20, 21))]
+)
+def test_every_code_is_that_of_the_function_body_without_the_kernel(name, opset):
+    numbers, levels = FORMATS[name], onnxruntime.GraphOptimizationLevel
+    for n, epsilon in ((1, 1.0), (2, 0.3), (3, 0.01), (16, 2.0)):
+        for activation in (Activation.egem(n, epsilon), Activation.segem(n, epsilon)):
+            serialized = quantized(activation, numbers, body=True, opset=opset)
+            got = session(serialized).run(None, {"X": CODES})[0]
+            assert_same_bits(got, quantized_by_numpy(activation, CODES, numbers))
+            for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL):
+                assert_same_bits(got, without_kernel(serialized, CODES, level))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if "overflow" not in name])  # of infinity it makes 0
+def test_every_code_is_that_of_the_function_body_in_onnxs_own_reference(name):
+    for activation in (Activation.egem(2, 0.3), Activation.segem(1, 0.1)):
+        proto = onnx.ModelProto.FromString(quantized(activation, FORMATS[name], body=True, opset=21))
+        with np.errstate(all="ignore"):
+            (wanted,) = ReferenceEvaluator(proto).run(None, {"X": CODES})
+        assert_same_bits(session(proto.SerializeToString()).run(None, {"X": CODES})[0], wanted)
+
+
+@pytest.mark.parametrize("n", range(1, 17))
+def test_every_code_is_that_of_numpy(n):
+    random = np.random.default_rng(n)
+    for activation in activations(n):
+        for x_zero, y_zero in random.integers(0, 256, (4, 2)):
+            x_scale, y_scale = activation.epsilon * 10 ** random.uniform(-4, 1, 2)
+            numbers = (x_scale, x_zero, y_scale, y_zero)
+            got = session(quantized(activation, numbers)).run(None, {"X": CODES})[0]
+            assert_same_bits(got, quantized_by_numpy(activation, CODES, numbers))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (7,), (2, 0, 4), (2, 3, 1, 5), (3 * 2**15 + 5,), (2, 2**15)])
+def test_codes_of_any_shape_are_whole_with_any_number_of_threads(shape, threads):
+    x = np.random.default_rng(4).integers(0, 256, shape, np.uint8)
+    activation, numbers = Activation.segem(2, 0.5), FORMATS["usual"]
+    runner = session(quantized(activation, numbers, rank=len(shape)), threads)
+    assert_same_bits(runner.run(None, {"X": x})[0], quantized_by_numpy(activation, x, numbers).reshape(shape))
+
+
+def test_shape_and_type_are_known_behind_a_quantized_activation():
+    proto = onnx.ModelProto.FromString(quantized(Activation.gem(1), FORMATS["usual"], rank=2))
+    proto.graph.output[0].type.Clear()
+    (output,) = session(proto.SerializeToString()).get_outputs()
+    assert (output.type, output.shape) == ("tensor(uint8)", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0.0, 0, 1.0, 0), "QuantizedGEM: x_scale=0 must be positive and finite"),
+        ((1.0, 0, -0.5, 0), "QuantizedGEM: y_scale=-0.5 must be"),
+        ((float("inf"), 0, 1.0, 0), "QuantizedGEM: x_scale=inf must be"),
+        ((1.0, 0, float("nan"), 0), "QuantizedGEM: y_scale=-?nan must be"),
+        (([1.0, 2.0], 0, 1.0, 0), "QuantizedGEM: x_scale has 2 elements; it must have 1"),
+        ((1.0, [], 1.0, 0), "QuantizedGEM: x_zero_point has 0 elements; it must have 1"),
+        ((1.0, 0, [[1.0], [2.0], [3.0]], 0), "QuantizedGEM: y_scale has 3 elements; it must have 1"),
+        ((1.0, 0, 1.0, [0, 1]), "QuantizedGEM: y_zero_point has 2 elements; it must have 1"),
+    ],
+)
+def test_scales_and_zero_points_that_mean_nothing_are_refused(numbers, message):
+    runner = session(quantized(Activation.gem(1), numbers))
+    with pytest.raises(Exception, match=f"ai.gemedge::{message}"):
+        runner.run(None, {"X": CODES})
+
+
+def test_a_quantized_activation_takes_its_scales_with_or_without_an_axis():
+    activation, numbers = Activation.gem(2), FORMATS["usual"]
+    got = session(quantized(activation, [[number] for number in numbers])).run(None, {"X": CODES})[0]
+    assert_same_bits(got, quantized_by_numpy(activation, CODES, numbers))
+
+
+def test_a_quantized_activation_with_a_bad_attribute_is_refused():
+    proto = onnx.ModelProto.FromString(quantized(Activation.segem(1, 1.0), FORMATS["usual"]))
+    next(attribute for attribute in proto.graph.node[0].attribute if attribute.name == "n").i = 17
+    with pytest.raises(Exception, match=r"ai\.gemedge::QuantizedSEGEM: n=17 must be a whole number from 1 to 16"):
+        session(proto.SerializeToString())
+
+
+def test_quantized_activations_of_other_types_are_refused():
+    with pytest.raises(Exception, match=r"tensor\(int8\)"):
+        session(quantized(Activation.gem(1), (0.05, 0, 1.0, 0), onnx_type="int8"))
+
+
 # The C file
 
 SOURCE = Path(run.__file__).parent / "onnxruntime_kernel.c"
@@ -222,6 +356,9 @@ def test_source_has_no_undefined_behaviour(empty_cache, tmp_path, monkeypatch):
     for x in (inputs(np.float32), inputs(np.float64), codes):
         for activation in (Activation.gem(5), Activation.segem(16, 1.0)):
             assert_same_bits(fused(activation, x), activation(x))
+    for numbers in FORMATS.values():
+        got = session(quantized(Activation.segem(3, 0.5), numbers)).run(None, {"X": CODES})[0]
+        assert_same_bits(got, quantized_by_numpy(Activation.segem(3, 0.5), CODES, numbers))
 
 
 # Where the library is kept

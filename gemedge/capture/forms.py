@@ -47,10 +47,20 @@ def to_form(model: ir.Model, form: Form) -> ir.Model:
     if nodes:
         model.graph.opset_imports[schema.DOMAIN] = schema.VERSION
     if form == "function":
-        for op_type in sorted({node.op_type for node in nodes}):
-            function = ir.serde.deserialize_function(onnx.parser.parse_function(_general_body(op_type, opset)))
+        for body in bodies({node.op_type for node in nodes}, opset):
+            function = ir.serde.deserialize_function(body)
             model.functions[function.identifier()] = function
     return model
+
+
+def bodies(op_types: Iterable[str], opset: int) -> list[onnx.FunctionProto]:
+    """The functions of these nodes of the domain, quantized or not, and of the operators in their bodies."""
+    wanted = set(op_types)
+    quantized = sorted(wanted - set(schema.OP_TYPES))
+    floating = sorted(wanted - set(quantized) | {schema.QUANTIZED[op_type] for op_type in quantized})
+    texts = [_general_body(op_type, opset) for op_type in floating]
+    texts += [_quantized_body(op_type, opset) for op_type in quantized]
+    return [onnx.parser.parse_function(text) for text in texts]
 
 
 def _inlined(model: ir.Model, nodes: Iterable[ir.Node], opset: int) -> ir.Model:
@@ -90,6 +100,17 @@ def _general_body(op_type: str, opset: int) -> str:
     return _function(
         op_type, "<n: int = 1, epsilon: float = 1.0>", opset, [*constants, *_START[family], *chain, *_END[family]]
     )
+
+
+def _quantized_body(op_type: str, opset: int) -> str:
+    """The operator between DequantizeLinear and QuantizeLinear; onnxruntime_kernel.c makes a table of the three."""
+    return f"""
+    <domain: "{schema.DOMAIN}", opset_import: ["": {opset}, "{schema.DOMAIN}": {schema.VERSION}]>
+    {op_type} <n: int = 1, epsilon: float = 1.0> (x, x_scale, x_zero_point, y_scale, y_zero_point) => (y) {{
+        X = DequantizeLinear(x, x_scale, x_zero_point)
+        Y = {schema.DOMAIN}.{schema.QUANTIZED[op_type]} <n: int = @n, epsilon: float = @epsilon> (X)
+        y = QuantizeLinear(Y, y_scale, y_zero_point)
+    }}"""
 
 
 def _choice(n: int, taken: Sequence[str], otherwise: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """The two operators of domain ai.gemedge: one node for one activation.
 
 Attributes n (int, 1 to 16, default 1) and epsilon (float, default 1); one input and one output of the same
-float type and shape. GEM stands for E-GEM at any epsilon.
+float type and shape. GEM stands for E-GEM at any epsilon. A quantized model in float operators has functions of the
+domain beside them, each an operator between DequantizeLinear and QuantizeLinear.
 """
 
 import onnx
@@ -15,6 +16,7 @@ from gemedge.errors import ActivationError, ModelError
 DOMAIN = "ai.gemedge"
 VERSION = 1
 OP_TYPES = ("GEM", "SEGEM")
+QUANTIZED = {"QuantizedGEM": "GEM", "QuantizedSEGEM": "SEGEM"}  # functions, and what stands in their bodies
 
 
 def register() -> None:

@@ -4,6 +4,10 @@
    Attributes n (1 to 16) and epsilon (positive, finite). The values have the same bits as gemedge.activation's
    (tests/test_fused_kernel.py), so this file must be built without contraction: -ffp-contract=off, never -ffast-math.
 
+   And ai.gemedge::QuantizedGEM and QuantizedSEGEM: QuantizeLinear(GEM(DequantizeLinear(x))) of uint8 in one pass, by a
+   table of all codes. Inputs x, x_scale, x_zero_point, y_scale, y_zero_point, the scales float32 and all but x one
+   number each; output y. The codes are those of the three operators in float32.
+
    No onnxruntime header is needed. Its C ABI is a table of functions that only grows, and so does the structure
    that describes an operator: what is used of both stands in part 3, each function with its place in the table.
    Places and types are those of struct OrtApi in onnxruntime_c_api.h, of which onnxruntime asserts the last place of
@@ -166,6 +170,39 @@ static void half_range(void *y, const void *x, size_t count, int n, float epsilo
     }
 }
 
+/* Nearest whole number, ties to even; of magnitudes below 2^22. */
+INLINE float nearest(float value) {
+    const float shift = 3 << 22; /* where float32 holds whole numbers alone: + rounds */
+    return value + shift - shift;
+}
+
+enum { CODES = 256 };
+
+/* How a uint8 code stands for scale * (code - zero). */
+typedef struct {
+    float scale;
+    uint8_t zero;
+} Quantization;
+
+/* Each code of x, dequantized, through the activation, and quantized as a code of y. */
+static void fill_table(uint8_t *table, Quantization x, Quantization y, int n, float epsilon, Range *range) {
+    const float low = (float)-y.zero, high = (float)(CODES - 1 - y.zero);
+    float real[CODES];
+    for (int code = 0; code < CODES; code++)
+        real[code] = (float)(code - x.zero) * x.scale;
+    range(real, real, CODES, n, epsilon);
+    for (int code = 0; code < CODES; code++) {
+        const float quotient = real[code] / y.scale;
+        const float inside = quotient < low ? low : quotient > high ? high : quotient;
+        table[code] = (uint8_t)((int)nearest(inside) + y.zero);
+    }
+}
+
+static void look_up(uint8_t *y, const uint8_t *x, size_t count, const uint8_t *table) {
+    INDEPENDENT for (size_t i = 0; i < count; i++)
+        y[i] = table[x[i]];
+}
+
 /* 3. What is used of onnxruntime's C ABI. A status of NULL means success. */
 
 typedef void (*AnyFunction)(void);
@@ -259,7 +296,7 @@ struct OrtCustomOp {
 
 /* 4. A kernel: one node of a model */
 
-enum { FLOAT32 = 1, FLOAT16 = 10, FLOAT64 = 11 }; /* element types as in ONNX */
+enum { FLOAT32 = 1, UINT8 = 2, FLOAT16 = 10, FLOAT64 = 11 }; /* element types as in ONNX */
 
 /* One operator for one element type; `ort` comes first, so that the two pointers are one. */
 typedef struct {
@@ -267,7 +304,7 @@ typedef struct {
     const char *name;
     int element_type;
     size_t element_size;
-    Range *range; /* of float32 where the element type is float16 */
+    Range *range; /* of float32 where the element type is float16 or uint8 */
 } Operator;
 
 typedef struct {
@@ -282,6 +319,7 @@ typedef struct {
     char *y;
     const char *x;
     size_t count;
+    uint8_t table[CODES]; /* of a quantized activation */
 } Job;
 
 enum { CHUNK = 1 << 15 }; /* elements that one thread takes at a time: about 10 microseconds */
@@ -293,10 +331,64 @@ static void compute_chunk(void *data, size_t index) {
     const size_t count = job->count - start < CHUNK ? job->count - start : CHUNK;
     char *const y = job->y + offset;
     const char *const x = job->x + offset;
-    if (kernel->op->element_type == FLOAT16)
+    if (kernel->op->element_type == UINT8)
+        look_up((uint8_t *)y, (const uint8_t *)x, count, job->table);
+    else if (kernel->op->element_type == FLOAT16)
         half_range(y, x, count, kernel->n, kernel->epsilon, kernel->op->range);
     else
         kernel->op->range(y, x, count, kernel->n, kernel->epsilon);
+}
+
+enum { X_SCALE = 1, X_ZERO_POINT, Y_SCALE, Y_ZERO_POINT, QUANTIZED_INPUTS };
+
+static const char *const INPUTS[QUANTIZED_INPUTS] = {"x", "x_scale", "x_zero_point", "y_scale", "y_zero_point"};
+
+static OrtStatus *refuse_count(const Kernel *kernel, size_t index, size_t count) {
+    char text[120];
+    snprintf(text, sizeof text, "ai.gemedge::%s: %s has %zu elements; it must have 1", kernel->op->name, INPUTS[index],
+             count);
+    return CALL(kernel->api, CreateStatus)(INVALID_ARGUMENT, text);
+}
+
+static OrtStatus *refuse_scale(const Kernel *kernel, size_t index, float scale) {
+    char text[120];
+    snprintf(text, sizeof text, "ai.gemedge::%s: %s=%g must be positive and finite", kernel->op->name, INPUTS[index],
+             (double)scale);
+    return CALL(kernel->api, CreateStatus)(INVALID_ARGUMENT, text);
+}
+
+/* The only number of an input. */
+static OrtStatus *read_number(const Kernel *kernel, OrtKernelContext *context, size_t index, void *out, size_t size) {
+    const Api api = kernel->api;
+    const OrtValue *value = NULL;
+    OrtTensorTypeAndShapeInfo *shape = NULL;
+    void *number = NULL;
+    size_t count = 0;
+    TRY(CALL(api, KernelContext_GetInput)(context, index, &value));
+    TRY(CALL(api, GetTensorTypeAndShape)(value, &shape));
+    OrtStatus *const status = CALL(api, GetTensorShapeElementCount)(shape, &count);
+    CALL(api, ReleaseTensorTypeAndShapeInfo)(shape);
+    TRY(status);
+    if (count != 1)
+        return refuse_count(kernel, index, count);
+    TRY(CALL(api, GetTensorMutableData)((OrtValue *)(uintptr_t)value, &number));
+    memcpy(out, number, size);
+    return NULL;
+}
+
+static OrtStatus *read_quantization(const Kernel *kernel, OrtKernelContext *context, size_t scale, size_t zero,
+                                    Quantization *out) {
+    TRY(read_number(kernel, context, scale, &out->scale, sizeof out->scale));
+    TRY(read_number(kernel, context, zero, &out->zero, sizeof out->zero));
+    return out->scale > 0 && out->scale <= FLT_MAX ? NULL : refuse_scale(kernel, scale, out->scale);
+}
+
+static OrtStatus *make_table(const Kernel *kernel, OrtKernelContext *context, uint8_t *table) {
+    Quantization x = {0, 0}, y = {0, 0};
+    TRY(read_quantization(kernel, context, X_SCALE, X_ZERO_POINT, &x));
+    TRY(read_quantization(kernel, context, Y_SCALE, Y_ZERO_POINT, &y));
+    fill_table(table, x, y, kernel->n, kernel->epsilon, kernel->op->range);
+    return NULL;
 }
 
 static OrtStatus *compute_with_dimensions(const Kernel *kernel, OrtKernelContext *context, OrtValue *x,
@@ -304,7 +396,7 @@ static OrtStatus *compute_with_dimensions(const Kernel *kernel, OrtKernelContext
     const Api api = kernel->api;
     OrtValue *y = NULL;
     void *from = NULL, *to = NULL;
-    Job job = {kernel, NULL, NULL, 0};
+    Job job = {kernel, NULL, NULL, 0, {0}};
     TRY(CALL(api, GetDimensions)(shape, dimensions, rank));
     TRY(CALL(api, GetTensorShapeElementCount)(shape, &job.count));
     TRY(CALL(api, KernelContext_GetOutput)(context, 0, dimensions, rank, &y));
@@ -314,6 +406,8 @@ static OrtStatus *compute_with_dimensions(const Kernel *kernel, OrtKernelContext
     TRY(CALL(api, GetTensorMutableData)(y, &to));
     job.x = from;
     job.y = to;
+    if (kernel->op->element_type == UINT8)
+        TRY(make_table(kernel, context, job.table));
     if (job.count > CHUNK)
         return CALL(api, KernelContext_ParallelFor)(context, compute_chunk, (job.count - 1) / CHUNK + 1, 0, &job);
     compute_chunk(&job, 0);
@@ -397,9 +491,14 @@ static const char *on_cpu(const OrtCustomOp *ort) {
     return NULL;
 }
 
+/* Of the inputs, and of output 0. */
 static int type_of(const OrtCustomOp *ort, size_t index) {
-    (void)index;
-    return ((const Operator *)(const void *)ort)->element_type;
+    const int is_scale = index == X_SCALE || index == Y_SCALE;
+    return is_scale ? FLOAT32 : ((const Operator *)(const void *)ort)->element_type;
+}
+
+static size_t input_count(const OrtCustomOp *ort) {
+    return ((const Operator *)(const void *)ort)->element_type == UINT8 ? QUANTIZED_INPUTS : 1;
 }
 
 static size_t one(const OrtCustomOp *ort) {
@@ -455,7 +554,7 @@ static size_t may_share(int **inputs, int **outputs) {
                 .GetName = name_of,                                                                                 \
                 .GetExecutionProviderType = on_cpu,                                                                 \
                 .GetInputType = type_of,                                                                            \
-                .GetInputTypeCount = one,                                                                           \
+                .GetInputTypeCount = input_count,                                                                   \
                 .GetOutputType = type_of,                                                                           \
                 .GetOutputTypeCount = one,                                                                          \
                 .KernelDestroy = destroy_kernel,                                                                    \
@@ -476,6 +575,7 @@ static const Operator OPERATORS[] = {
     OPERATOR("GEM", FLOAT32, 4, gem_float_range),     OPERATOR("GEM", FLOAT16, 2, gem_float_range),
     OPERATOR("GEM", FLOAT64, 8, gem_double_range),    OPERATOR("SEGEM", FLOAT32, 4, segem_float_range),
     OPERATOR("SEGEM", FLOAT16, 2, segem_float_range), OPERATOR("SEGEM", FLOAT64, 8, segem_double_range),
+    OPERATOR("QuantizedGEM", UINT8, 1, gem_float_range), OPERATOR("QuantizedSEGEM", UINT8, 1, segem_float_range),
 };
 
 static OrtStatus *fill(Api api, OrtCustomOpDomain *domain) {

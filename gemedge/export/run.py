@@ -1,8 +1,9 @@
 """The real engines, driven from Python.
 
-onnxruntime runs the nodes ai.gemedge::GEM and SEGEM with kernels of ours where a C compiler is at hand. They are
-built on first use and kept in a folder that only its owner can write, under a name made of what they were built
-from and of their own digest: a file that is not what its name says is not loaded.
+onnxruntime runs the nodes of domain ai.gemedge, GEM and SEGEM in float and QuantizedGEM and QuantizedSEGEM in 8 bits,
+with kernels of ours where a C compiler is at hand. They are built on first use and kept in a folder that only its
+owner can write, under a name made of what they were built from and of their own digest: a file that is not what its
+name says is not loaded.
 """
 
 import ctypes
@@ -37,7 +38,7 @@ _REGISTERED = "gemedge.fused_kernels"  # onnxruntime takes a domain once, and it
 
 
 def onnxruntime_options(base: "onnxruntime.SessionOptions | None" = None) -> "onnxruntime.SessionOptions":
-    """Session options under which the fused kernels run the GEM nodes of a model, whether or not it brings bodies.
+    """Session options under which the fused kernels run the nodes of ai.gemedge, whether or not a model brings bodies.
 
     base: options to add the kernels to, once; they are returned. None makes fresh ones. Where the kernels
     cannot be built or loaded a GemedgeWarning says why, in one line, and the function bodies in the model serve.
