@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+
+from gemedge.export.run import onnxruntime_options
 
 BASIC, ALL = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 
@@ -14,17 +17,18 @@ def metadata(content: bytes) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.ModelProto.FromString(content).metadata_props}
 
 
-def session(content: bytes, *, optimized: bool = True, threads: int = 1) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
+def session(
+    content: bytes, *, optimized: bool = True, threads: int = 1, fused: bool = False
+) -> onnxruntime.InferenceSession:
+    """fused: with gemedge's kernels for activations."""
+    options = onnxruntime_options() if fused else onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.graph_optimization_level = ALL if optimized else BASIC
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def tensors_in_onnxruntime(
-    content: bytes, inputs: Mapping[str, np.ndarray], *, optimized: bool = True, threads: int = 1
-) -> dict[str, np.ndarray]:
+def tensors_in_onnxruntime(content: bytes, inputs: Mapping[str, np.ndarray], **how: Any) -> dict[str, np.ndarray]:
     """simulate's names of tensors, and integers as simulate has them; beside them the file's outputs by name."""
     proto = onnx.ModelProto.FromString(content)
     told = json.loads(metadata(content)["gemedge.tensors"])
@@ -36,7 +40,7 @@ def tensors_in_onnxruntime(
         proto.graph.output.append(onnx.helper.make_tensor_value_info(value, element, None))
     names = [*ports, *shown]
     feeds = {name: array if array.dtype.kind == "i" else array.astype(np.float32) for name, array in inputs.items()}
-    running = session(proto.SerializeToString(), optimized=optimized, threads=threads)
+    running = session(proto.SerializeToString(), **how)
     arrays = dict(zip(names, running.run(names, feeds), strict=True))
     found = {
         name: arrays[entry["value"]].astype(np.int64) - entry.get("offset", 0)

@@ -20,9 +20,13 @@ from torch import nn
 
 import gemedge.nn as gnn
 from gemedge import Activation, UsageError, cli
-from gemedge.capture import InputShape
+from gemedge.capture import InputShape, capture_module
 from gemedge.export import check
+from gemedge.export.to_qdq import to_qdq
+from gemedge.fixed import Rounding
 from gemedge.nn import EGEM, GEM, SEGEM
+from gemedge.quant.calibrate import calibrate
+from gemedge.quant.quantize import quantize
 
 X = torch.linspace(-2, 2, 24).reshape(2, 12)
 
@@ -154,6 +158,20 @@ def test_onnx_with_a_gem_node_in_a_function_of_its_own_exports_at_any_opset(opse
     assert [entry["activation"] for entry in json.loads(listed)] == ["egem(n=2, epsilon=0.5)"]
     x = X.reshape(6, 4)
     check_runs(x=x, wanted=2 * Activation.egem(2, 0.5)(2 * x.numpy()))
+
+
+def test_a_quantized_model_of_float_operators_exports_again_at_any_opset():
+    torch.manual_seed(0)
+    captured = capture_module(nn.Sequential(nn.Linear(4, 5), gnn.GEM(2)), X.reshape(6, 4)).model
+    name = captured.graph.inputs[0].name
+    ranges = calibrate(captured, [{name: X.reshape(6, 4).numpy()}])
+    content = to_qdq(quantize(captured, ranges, scheme="int8", rounding=Rounding.SINGLE))
+    Path("qdq.onnx").write_bytes(content)
+    for form, opset in (("function", "18"), ("primitive", "17"), ("custom", "21")):
+        assert gemedge("qdq.onnx", "-o", f"{form}.onnx", "--gem", form, "--opset", opset, "--quiet") == 0
+        kinds = [node.op_type for node in onnx.load(f"{form}.onnx").graph.node]
+        assert ("GEM" in kinds) == (form != "primitive")
+        assert not [kind for kind in kinds if kind.startswith("Quantized")]
 
 
 def test_named_inputs_with_types_and_a_named_example_in_any_order(capsys):

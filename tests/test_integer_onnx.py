@@ -8,6 +8,7 @@ from math import floor, isqrt
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 from float_runs import float_tensors, ranges_of
 from networks import MLPERF_TINY, NETWORKS
@@ -450,11 +451,54 @@ def test_a_network_of_float_operators_stays_near_when_onnxruntime_rewrites_it(ne
     assert farthest(model, given, to_qdq(model)) <= most
 
 
-def test_an_activation_is_one_node_with_a_body(convolutions):
-    proto = onnx.ModelProto.FromString(to_qdq(convolutions[0]))
+@pytest.mark.parametrize(
+    ("scheme", "op_type", "functions"),
+    [("int8", "QuantizedSEGEM", ["SEGEM", "QuantizedSEGEM"]), ("int16x8", "SEGEM", ["SEGEM"])],
+)
+def test_an_activation_is_one_node_with_a_body(scheme, op_type, functions):
+    graph, ranges, _ = captured_of("mobilenet")
+    proto = onnx.ModelProto.FromString(to_qdq(quantize(graph, ranges, scheme=scheme, rounding=Rounding.DOUBLE)))
     nodes = [node.op_type for node in proto.graph.node if node.domain == "ai.gemedge"]
-    assert nodes == ["SEGEM"] * 7
-    assert [function.name for function in proto.functions] == ["SEGEM"]
+    assert nodes == [op_type] * 7
+    assert [function.name for function in proto.functions] == functions
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_an_activation_is_three_operators_for_tools_that_inline_functions(convolutions, opset):
+    proto = onnx.ModelProto.FromString(to_qdq(convolutions[0], opset=opset))
+    activations = [node for node in proto.graph.node if node.domain == "ai.gemedge"]
+    (body,) = (function for function in proto.functions if function.name == "SEGEM")
+    proto.functions.remove(body)
+    inlined = onnx.inliner.inline_local_functions(proto)
+    makers = {node.output[0]: node for node in inlined.graph.node}
+    for activation in activations:
+        last = makers[activation.output[0]]
+        middle = makers[last.input[0]]
+        first = makers[middle.input[0]]
+        assert [node.op_type for node in (first, middle, last)] == ["DequantizeLinear", "SEGEM", "QuantizeLinear"]
+        assert [*first.input, *last.input[1:]] == list(activation.input)
+        attributes = [{a.name: (a.i, a.f) for a in node.attribute} for node in (middle, activation)]
+        assert attributes == [{"n": (1, 0.0), "epsilon": (0, float(np.float32(0.1)))}] * 2
+
+
+@pytest.fixture(scope="module")
+def kernel_cache(tmp_path_factory):
+    """A cache of this file's own, so that the kernels are built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+@pytest.mark.parametrize("scheme", ["int8", "q7"])
+def test_float_operators_give_the_same_integers_with_and_without_the_kernel(network, scheme, optimized, kernel_cache):
+    graph, ranges, given = network
+    content = to_qdq(quantize(graph, ranges, scheme=scheme, rounding=Rounding.SINGLE))
+    plain = tensors_in_onnxruntime(content, given, optimized=optimized)
+    fused = tensors_in_onnxruntime(content, given, optimized=optimized, fused=True)
+    assert list(fused) == list(plain)
+    for name, array in plain.items():
+        np.testing.assert_array_equal(fused[name], array, name)
 
 
 def test_sixteen_bits_need_opset_21(transformer):

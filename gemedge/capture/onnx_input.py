@@ -77,7 +77,8 @@ def read(
 
 def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its local functions inlined, which onnx's converter would drop; those of our nodes go."""
-    for function in [function for function in proto.functions if function.domain == schema.DOMAIN]:
+    ours = [f for f in proto.functions if f.domain == schema.DOMAIN and f.name in schema.OP_TYPES]
+    for function in ours:
         proto.functions.remove(function)
     return onnx.inliner.inline_local_functions(proto)
 

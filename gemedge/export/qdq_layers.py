@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gemedge.activation import Activation
 from gemedge.capture import schema
 from gemedge.export import integer_elementwise as elementwise
 from gemedge.export import integer_moving as moves
@@ -63,6 +64,11 @@ class Reals:
     def quantized(self, value: str, made: Tensor) -> str:
         return self.to.add("QuantizeLinear", value, *self._format(made))
 
+    def activated(self, activation: Activation, given: Tensor, made: Tensor) -> str:
+        """Of 8 bits as 8 bits: the three operators as one node, of which gemedge's kernel makes a table."""
+        formats = (*self._format(given), *self._format(made))
+        return _activation(self.to, "Quantized", activation, self.to.values[given.name], *formats)
+
     def constant(self, numbers: Any) -> str:
         return self.to.constant(numbers, np.float32)
 
@@ -94,6 +100,8 @@ def write(reals: Reals, layer: Op) -> str:
             return elementwise.interpolate(to, layer, given, made)
         case Activate() if layer.activation.family == "rational":
             return elementwise.activate(to, layer, given, made)
+        case Activate() if given[0].quantized.bits == made.quantized.bits == 8:
+            return reals.activated(layer.activation, given[0], made)
     return reals.quantized(_real(reals, layer, given, made), made)
 
 
@@ -103,9 +111,7 @@ def _real(reals: Reals, layer: Op, given: list[Tensor], made: Tensor) -> str:
         case Convolution() | Dense():
             return _weighted(reals, layer, given[0], made)
         case Activate():
-            op_type, function = ("SEGEM" if layer.activation.family == "segem" else "GEM"), layer.activation
-            parameters: dict[str, Any] = {"n": function.n, "epsilon": function.epsilon}
-            return reals.to.add(op_type, reals.of(given[0]), domain=schema.DOMAIN, **parameters)
+            return _activation(reals.to, "", layer.activation, reals.of(given[0]))
         case MatrixMultiply() | Multiply():
             left, right = (reals.aligned(tensor, len(made.shape)) for tensor in given)
             product = reals.to.add("MatMul" if isinstance(layer, MatrixMultiply) else "Mul", left, right)
@@ -124,6 +130,11 @@ def _real(reals: Reals, layer: Op, given: list[Tensor], made: Tensor) -> str:
         case MaxPool() | AveragePool() | RawAveragePool():
             return _pool(reals, layer, given[0], made)
     return _moved(reals, layer, given[0])
+
+
+def _activation(to: Writer, kind: str, activation: Activation, *inputs: str) -> str:
+    op_type = kind + ("SEGEM" if activation.family == "segem" else "GEM")
+    return to.add(op_type, *inputs, domain=schema.DOMAIN, n=activation.n, epsilon=activation.epsilon)
 
 
 # Sums of products

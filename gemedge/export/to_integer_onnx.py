@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from gemedge.capture import forms, schema
 from gemedge.errors import UnsupportedError, UsageError, reason
@@ -133,8 +132,9 @@ def finished(to: Writer, *, form: str, raw: bool) -> bytes:
     version = onnx.helper.find_min_ir_version_for(opsets)
     proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="gemedge")
     onnx.helper.set_model_props(proto, record(to, form))
-    if any(node.domain == schema.DOMAIN for node in proto.graph.node):
-        proto = ir.to_proto(forms.to_form(ir.from_proto(proto), "function"))
+    if ours := {node.op_type for node in proto.graph.node if node.domain == schema.DOMAIN}:
+        proto.opset_import.append(onnx.helper.make_opsetid(schema.DOMAIN, schema.VERSION))
+        proto.functions.extend(forms.bodies(ours, to.opset))
     schema.register()
     try:
         onnx.checker.check_model(proto, full_check=True)

@@ -2,6 +2,8 @@
 
 Its formats and weights are the model's, its arithmetic is the runtime's: floats that round as they do there. What
 comes out is near simulate's integers, and how near is measured (gemedge.export.onnx_check), not promised.
+An activation from 8 bits to 8 bits is one node, QuantizedGEM or QuantizedSEGEM of domain ai.gemedge, whose function
+body is the three operators: gemedge's kernel for onnxruntime takes them in one pass over bytes, with the same integers.
 """
 
 import numpy as np
