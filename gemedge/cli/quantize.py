@@ -101,7 +101,7 @@ def command(
     from gemedge.quant.formats import Formats
     from gemedge.quant.job import Request, calibrate_confined, compare_confined, correct_confined, prepare_confined
     from gemedge.quant.prepare import OPSET
-    from gemedge.quant.quantize import check_supported, quantize
+    from gemedge.quant.quantize import check_sizes, check_supported, quantize
     from gemedge.quant.ranges import Ranges
     from gemedge.quant.search import to_toml
 
@@ -135,11 +135,13 @@ def command(
         captured = capture(source, opset=OPSET, on_phase=on_phase)
         with about(model):
             prepared = prepare_confined(captured.model, trust=trust)
-            check_supported(prepared.model)
+            check_sizes(prepared.model)
     samples, notes = samples_of(data, inputs_of(prepared.model), batch=batch, limit=limit)
     findings = lint.of_graph(prepared)
     for remark in (*captured.notes, *notes, *findings):
         console.note(remark, quiet=quiet)
+    with about(model):
+        check_supported(prepared.model)
     with about(config_file):
         config.check_names(prepared.model)
         choices = config.choices(prepared.model, choice, chosen)

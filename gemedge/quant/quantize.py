@@ -123,16 +123,19 @@ def _lowered(lowering: Lowering, scheme: Scheme) -> tuple[QuantizedModel, dict[s
     return quantized, lowering.reals
 
 
-def check_supported(model: ir.Model) -> None:
-    """Raises UnsupportedError naming every node that has no integer form, an input whose size is not known, or what
-    holds no numbers.
-    """
+def check_sizes(model: ir.Model) -> None:
+    """Raises UnsupportedError naming an input whose size is not known, or a tensor that holds no numbers."""
     for value in model.graph.inputs:
         sample_shape(value)
     for value in (*model.graph.inputs, *(made for node in model.graph for made in node.outputs)):
         if value.shape is not None and 0 in value.shape:
             shape = ", ".join(str(size) for size in value.shape)
             raise UnsupportedError(f"tensor {name_of(value)!r} of shape [{shape}] holds no numbers")
+
+
+def check_supported(model: ir.Model) -> None:
+    """Raises UnsupportedError naming every node that has no integer form, or a tensor of a size that has none."""
+    check_sizes(model)
     missing, constant = [], set(model.graph.initializers)
     for node in model.graph:
         known = [value is None or name_of(value) in constant for value in node.inputs]
