@@ -15,11 +15,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from gemedge.errors import ToolError, UsageError
 
@@ -65,9 +65,7 @@ def build(
     """
     check(target, level, [*sources], defines, roots)
     compiler = [*zig(), "cc", *CPUS[target]]
-    with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
-        folder = Path(name)
-        _lay(folder, sources, _script(roots))
+    with folder_with(_laid(sources, _script(roots))) as folder:
         flags = [level, *_FLAGS, *_SECTIONS, "-isystem", "own", *(f"-D{macro}" for macro in defines)]
         compiled([*compiler, *flags, "-fno-builtin", "-c", "own/memory.c", "-o", "own.o"], folder, "memory.c")
         objects = ["own.o"]
@@ -79,13 +77,22 @@ def build(
         return (folder / "program.elf").read_bytes()
 
 
-def _lay(folder: Path, sources: Mapping[str, bytes], script: str) -> None:
+@contextmanager
+def folder_with(contents: Mapping[str, bytes]) -> Iterator[Path]:
+    """A folder with these files, by their names below it, that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
+        folder = Path(name)
+        for file, content in contents.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(content)
+        yield folder
+
+
+def _laid(sources: Mapping[str, bytes], script: str) -> dict[str, bytes]:
     own = resources.files("gemedge.export").joinpath("c_freestanding")
     contents = {f"sources/{file}": content for file, content in sources.items()}
     contents |= {f"own/{file}": own.joinpath(file).read_bytes() for file in ("string.h", "memory.c")}
-    for file, content in (contents | {"program.ld": script.encode()}).items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_bytes(content)
+    return contents | {"program.ld": script.encode()}
 
 
 def check(target: str, level: str, files: Sequence[str], defines: Sequence[str], roots: Sequence[str]) -> None:
@@ -104,10 +111,7 @@ def check(target: str, level: str, files: Sequence[str], defines: Sequence[str],
 
 def library(sources: Mapping[str, bytes], compiler: Sequence[str], flags: Sequence[str]) -> bytes:
     """The shared library that a compiler of this machine makes of all .c files among the sources."""
-    with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
-        folder = Path(name)
-        for file, content in sources.items():
-            (folder / file).write_bytes(content)
+    with folder_with(sources) as folder:
         files = sorted(file for file in sources if file.endswith(".c"))
         compiled([*compiler, *flags, "-fPIC", "-shared", "-o", "library.so", *files], folder, ", ".join(files))
         return (folder / "library.so").read_bytes()
@@ -115,10 +119,8 @@ def library(sources: Mapping[str, bytes], compiler: Sequence[str], flags: Sequen
 
 def loaded(content: bytes) -> ctypes.CDLL:
     """A shared library in this process."""
-    with tempfile.TemporaryDirectory(prefix="gemedge-build-") as name:
-        path = Path(name, "library.so")
-        path.write_bytes(content)
-        return ctypes.CDLL(str(path))
+    with folder_with({"library.so": content}) as folder:
+        return ctypes.CDLL(str(folder / "library.so"))
 
 
 def zig() -> list[str]:
@@ -135,33 +137,46 @@ def compiled(command: Sequence[str], folder: Path, what: str, *, seconds: int = 
     """
     with tempfile.TemporaryFile() as noise:
         try:
-            child = subprocess.Popen(  # noqa: S603 - a compiler, on files in a folder of ours
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=noise,
-                stderr=noise,
-                env=os.environ | {"LC_ALL": "C"},
-                start_new_session=True,
-            )
+            status = ended(command, folder, noise, seconds)
         except OSError as error:
             raise ToolError(f"{what}: the compiler {command[0]} cannot be started: {error.strerror}") from error
-        try:
-            if hasattr(resource, "prlimit"):
-                with suppress(OSError, ValueError):  # it has ended, or a lower limit stands
-                    resource.prlimit(child.pid, resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-            status = child.wait(seconds)
-        except subprocess.TimeoutExpired as error:
-            raise ToolError(f"{what}: the compiler did not end in {seconds} seconds") from error
-        finally:
-            if child.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+        if status is None:
+            raise ToolError(f"{what}: the compiler did not end in {seconds} seconds")
         if status != 0:
             noise.seek(0)
             message = noise.read(_LARGEST_MESSAGE).decode(errors="replace").replace(f"{folder}/", "").strip()
             raise ToolError(f"{what}: the compiler failed with status {status}: {message or 'it gave no message'}")
+
+
+def ended(
+    command: Sequence[str], folder: Path, output: IO[bytes], seconds: float, *, largest: int | None = None
+) -> int | None:
+    """The exit status of a program that runs in the folder with limits, what it prints in output; None where it did
+    not end in time. OSError where it cannot be started. largest: bytes of any file that it writes.
+    """
+    child = subprocess.Popen(  # noqa: S603 - a compiler or an emulator, on files in a folder of ours
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=os.environ | {"LC_ALL": "C"},
+        start_new_session=True,
+    )
+    try:
+        if hasattr(resource, "prlimit"):
+            with suppress(OSError, ValueError):  # it has ended, or a lower limit stands
+                resource.prlimit(child.pid, resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+                if largest is not None:
+                    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (largest, largest))
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if child.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def _script(roots: Sequence[str]) -> str:
