@@ -21,7 +21,7 @@ How = Literal["counted", "emulated", "estimated"]
 _CERTAINTY: tuple[How, ...] = ("counted", "emulated", "estimated")
 _SIZE = re.compile(r"(\d{1,12})\s*([kKmM]?)(?:i?[bB])?")
 _LARGEST = 3
-_IN_FLASH = (".text", ".rodata", ".data")
+_IN_FLASH = (".text", ".rodata", ".data", ".progmem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,15 @@ class Cycles:
     high: int
 
     def __str__(self) -> str:
-        return f"{self.low:,} to {self.high:,}"
+        return f"{self.low:,}" if self.low == self.high else f"{self.low:,} to {self.high:,}"
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What ran on the emulated target, of one sample: instructions and cycles by layer and of the whole run, bytes of
-    code, of the program's sections, of its arena and of stack. Cycles are known of some targets only.
+    code, of the program's sections, of its arena and of stack. Cycles, or instructions, are known of some targets only.
+
+    timed: in words, how cycles are known.
     """
 
     instructions: Mapping[str, int] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class Measured:
     code: int | None = None
     arena: int | None = None
     stack: int | None = None
+    timed: str = ""
 
     @property
     def flash(self) -> int | None:
@@ -143,6 +146,7 @@ class Estimate:
             "target": self.target.name,
             "totals": {name: _told(figure) for name, figure in self.totals().items()},
             "cycles": _span(self.measured.all_cycles),
+            "timed": self.measured.timed,
             "sections": dict(self.measured.sections),
             "layers": [
                 {

@@ -279,6 +279,14 @@ def test_what_does_not_fit_the_chip_is_told_with_its_layers(exported, capsys):
     assert "too many; most at '2' " in told
 
 
+def test_every_tool_that_avr_misses_is_told_with_its_package(exported, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    monkeypatch.setattr("gemedge.export.avr_build.SIMAVR_HEADERS", tmp_path)
+    assert run(exported, "avr") == 4
+    told = "avr-gcc, avr-objcopy, simavr, avr_mcu_section.h: apt-get install gcc-avr binutils-avr simavr libsimavr-dev"
+    assert capsys.readouterr().err == f"gemedge: {exported}: an emulated avr needs {told}\n"
+
+
 def test_what_does_not_fit_the_emulated_memory_is_refused_before_a_build(graphs, monkeypatch):
     model, _, _ = quantized(graphs, "cnn")
     monkeypatch.setattr(emulated, "FLASH_SIZE", 4096)
@@ -339,7 +347,7 @@ def enlarged(path: Path) -> None:
     [
         (["cortex-m4", "--trust"], "--trust is for --target host"),
         (["host", "--flash", "4k"], "--level, --flash and --ram are for emulated targets"),
-        (["avr"], "'avr' is not one of 'cortex-m0plus', "),
+        (["cortex-m55"], "'cortex-m55' is not one of 'cortex-m0plus', "),
         (["cortex-m4", "--flash", "none"], "size 'none' must be a positive whole number"),
     ],
 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HOST = "host"
 _EMULATED_SAMPLES = 16
 _BATCH = 256  # a child process each, on this machine
-_TARGETS = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "rv32imc", HOST)
+_TARGETS = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "rv32imc", "avr", HOST)
 _LEVELS = ("-O0", "-O1", "-O2", "-O3", "-Os")
 Integers = dict[str, np.ndarray]
 
@@ -110,13 +110,13 @@ class _Target:
     def __init__(
         self, path: Path, folder: "Folder", target: str, level: str | None, flash: str | None, ram: str | None
     ) -> None:
-        from gemedge.export.emulated import Emulated
+        from gemedge.export.device import device
         from gemedge.targets import parse_size
 
         self.path, self.folder = path, folder
         self.flash, self.ram = (None if size is None else parse_size(size) for size in (flash, ram))
         with about(path):
-            self.emulated = Emulated(folder, target, level or "-O2")  # type: ignore[arg-type]
+            self.emulated = device(folder, target, level or "-O2")  # type: ignore[arg-type]
         self.measured: Measured | None = None
 
     def compare(self, integers: Integers, wanted: Integers, before: int) -> "Difference | None":
@@ -150,12 +150,16 @@ class _Target:
         if cost is None:
             return
         found, measured = cost[0], cost[0].measured
-        layers = [(x.name, x.kind, _count(x.instructions.value), _span(x.cycles)) for x in found.layers]
-        console.print_table(("layer", "kind", "instructions", "cycles"), layers)
+        counted = measured.all_instructions is not None
+        layers = [
+            (x.name, x.kind, *([_count(x.instructions.value)] if counted else []), _span(x.cycles))
+            for x in found.layers
+        ]
+        console.print_table(("layer", "kind", *(["instructions"] if counted else []), "cycles"), layers)
         sections = ", ".join(f"{name} {size:,}" for name, size in sorted(measured.sections.items()))
         rows = [
-            ("instructions", f"{found.instructions.value:,}, of the first sample"),
-            ("cycles", _span(measured.all_cycles) or "not published for this CPU"),
+            ("instructions", f"{measured.all_instructions:,}, of the first sample" if counted else "not counted here"),
+            ("cycles", _cycles(measured)),
             ("flash", f"{found.flash.value:,} bytes: {sections}"),
             ("arena", f"{found.arena.value:,} bytes"),
             ("stack", f"{found.stack.value:,} bytes"),
@@ -230,6 +234,12 @@ def _told(difference: "Difference") -> dict[str, Any]:
 
 def _count(value: int) -> str:
     return f"{value:,}"
+
+
+def _cycles(measured: "Measured") -> str:
+    if measured.all_cycles is None:
+        return "not published for this CPU"
+    return f"{measured.all_cycles}, of the first sample, {measured.timed}"
 
 
 def _span(cycles: "Cycles | None") -> str:

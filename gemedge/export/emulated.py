@@ -5,9 +5,10 @@ of a layer are those between two showings, with about ten instructions of the sh
 user builds: instructions, cycles, flash and stack of the whole are its.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from gemedge.export.layout import from_memory, in_memory, orders
 from gemedge.export.machine import Call, Machine
 from gemedge.export.timing import cycles
 from gemedge.model import QuantizedModel
+from gemedge.operators import Shape
 from gemedge.targets import Measured, estimate, fits, target_named
 
 _OBSERVER = b"""#include <stddef.h>
@@ -36,19 +38,28 @@ void gemedge_observe(int layer, const void *data, size_t bytes, void *context) {
 """
 STATUS = {1: "the arena is too small", 2: "the arena is misaligned", 3: "a null pointer", 4: "an index outside"}
 _SECONDS = 600.0
+_TIMED = "by Arm's timing tables, without wait states"
+Took = TypeVar("Took")
+
+
+class TooLargeError(PromiseError):
+    """It does not fit what is emulated."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """What a run of one sample gave, in the model's order of axes. layers: by their numbers, those that show any."""
+class Sample(Generic[Took]):
+    """What a run of one sample gave, in the model's order of axes. layers: by their numbers, those that show any.
+
+    took: of each of them, what measure takes.
+    """
 
     layers: dict[int, np.ndarray]
     outputs: dict[str, np.ndarray]
-    took: dict[int, Blocks]
+    took: dict[int, Took]
 
 
 class Emulated:
-    """A folder built for a target. PromiseError where it does not fit what is emulated, ToolError where no build.
+    """A folder built for a target. TooLargeError where it does not fit what is emulated, ToolError where no build.
 
     seconds: of emulation that a run may take.
     """
@@ -75,7 +86,7 @@ class Emulated:
         program = build(self.folder.sources, self.target, level=self._level, roots=[self._run])
         return _Placed(Machine(program, self.target), self.folder)
 
-    def run(self, sample: Mapping[str, np.ndarray]) -> Sample:
+    def run(self, sample: Mapping[str, np.ndarray]) -> Sample[Blocks]:
         """The numbers of every layer for one sample's integers [*shape] by input name.
 
         PromiseError where the program faults, gives an error code, or shows other layers than the model has.
@@ -96,10 +107,7 @@ class Emulated:
             f"{self._run}_observed", *placed.arguments, *observer, seconds=self._seconds, seen={"gemedge_observe": seen}
         )
         self._check(call)
-        if sorted(contents) != self._shown:
-            raise PromiseError(
-                f"on {self.target} it shows {len(contents)} layers; the model has {len(self._shown)} to show"
-            )
+        refuse_other_layers(contents, self._shown, self.target)
         before: Blocks = Blocks()
         took = {}
         for layer, blocks in until.items():
@@ -121,6 +129,7 @@ class Emulated:
             cycles={name: span for name, span in spans.items() if span is not None},
             all_instructions=call.instructions,
             all_cycles=cycles(machine, call.blocks),
+            timed=_TIMED,
             sections=dict(sections),
             code=sections.get(".text", 0),
             arena=self.folder.arena,
@@ -139,19 +148,10 @@ class Emulated:
         }
 
     def _numbers(self, tensor: str, content: bytes) -> np.ndarray:
-        if len(content) != bytes_of(self.model.tensors[tensor]):
-            wanted = bytes_of(self.model.tensors[tensor])
-            raise PromiseError(
-                f"on {self.target} it shows {len(content):,} bytes of {tensor!r}; the model has {wanted:,}"
-            )
-        numbers = np.frombuffer(content, stored(self.model, tensor))
-        return from_memory(numbers, self.model.tensors[tensor].shape, self._orders[tensor])
+        return numbers(self.model, tensor, self._orders[tensor], content, self.target)
 
     def _check(self, call: Call) -> None:
-        if call.returned:
-            status = call.returned - (call.returned >> 31 << 32)
-            what = STATUS.get(abs(status), "a code that gemedge has not")
-            raise PromiseError(f"{self._run} on {self.target} gives {status}: {what}")
+        refuse_status(call.returned - (call.returned >> 31 << 32), self._run, self.target)
 
 
 class _Placed:
@@ -171,8 +171,29 @@ def stored(model: QuantizedModel, tensor: str) -> np.dtype:
     return np.dtype(f"<i{bytes_per(model.tensors[tensor])}")
 
 
+def numbers(model: QuantizedModel, tensor: str, order: Shape, content: bytes, target: str) -> np.ndarray:
+    """A tensor's numbers [*shape] of its bytes on the target; PromiseError where these are too few or too many."""
+    if len(content) != bytes_of(model.tensors[tensor]):
+        wanted = bytes_of(model.tensors[tensor])
+        raise PromiseError(f"on {target} it shows {len(content):,} bytes of {tensor!r}; the model has {wanted:,}")
+    return from_memory(np.frombuffer(content, stored(model, tensor)), model.tensors[tensor].shape, order)
+
+
+def refuse_other_layers(found: Collection[int], wanted: Sequence[int], target: str) -> None:
+    """PromiseError where a run shows other layers than the model has to show."""
+    if sorted(found) != list(wanted):
+        raise PromiseError(f"on {target} it shows {len(found)} layers; the model has {len(wanted)} to show")
+
+
+def refuse_status(status: int, function: str, target: str) -> None:
+    """PromiseError where a run gives an error code."""
+    if status:
+        what = STATUS.get(abs(status), "a code that gemedge has not")
+        raise PromiseError(f"{function} on {target} gives {status}: {what}")
+
+
 def _refuse_too_large(folder: Folder, target: str) -> None:
     found = estimate(folder.model, target_named(target))
     fit = fits(found, FLASH_SIZE, RAM_SIZE)
     if not fit.holds:
-        raise PromiseError(f"it does not fit what is emulated of a {target}: {fit.text}")
+        raise TooLargeError(f"it does not fit what is emulated of a {target}: {fit.text}")
