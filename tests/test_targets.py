@@ -249,7 +249,8 @@ def test_report_says_what_the_target_needs(files, capsys):
 @pytest.mark.parametrize(
     ("target", "spoil", "words"),
     [
-        ("avr", None, "estimated: avr is not emulated"),
+        ("cortex-m55", None, "estimated: cortex-m55 is not emulated"),
+        ("avr", ("shutil.which", lambda tool: None), "estimated: an emulated avr needs avr-gcc, "),
         ("cortex-m4", ("gemedge.cli.emulate._INSTRUCTIONS", 1000), "instructions are too many to emulate for a report"),
         (
             "cortex-m4",

@@ -24,11 +24,11 @@ def measured(
 
     PromiseError where a layer's numbers there are not simulate's.
     """
-    from gemedge.export.build import CPUS
+    from gemedge.export.device import TARGETS
     from gemedge.quant.simulate import border, entered, run
     from gemedge.targets import estimate
 
-    if target.name not in CPUS:
+    if target.name not in TARGETS:
         return None, f"estimated: {target.name} is not emulated"
     if (expected := estimate(model, target).instructions.value) > _INSTRUCTIONS:
         return None, f"estimated: {expected:,} instructions are too many to emulate for a report"
@@ -50,11 +50,11 @@ class _NotSimulates(PromiseError):
 def _emulated(
     model: "QuantizedModel", target: str, sample: dict[str, np.ndarray], wanted: dict[str, np.ndarray]
 ) -> "Measured":
+    from gemedge.export.device import device
     from gemedge.export.difference import first_difference
-    from gemedge.export.emulated import Emulated
     from gemedge.export.folder import of_model
 
-    runs = Emulated(of_model(model, "model"), target, seconds=_SECONDS)
+    runs = device(of_model(model, "model"), target, seconds=_SECONDS)
     found = runs.run(sample)
     if difference := first_difference(model, 0, wanted, found.layers, found.outputs):
         raise _NotSimulates(f"its C on {target}: {difference}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gemedge.arena import Placement, Plan
     from gemedge.costs import Target
     from gemedge.model import QuantizedModel
-    from gemedge.targets import Estimate, Fit
+    from gemedge.targets import Estimate, Fit, LayerCost
 
 _ROWS = 30
 _HEADER = ("layer", "kind", "MACs", "weights", "tables", "constants", "live RAM", "instructions", "cycles")
@@ -82,7 +82,7 @@ class Cost:
             for total, figure in found.totals().items()
         ]
         console.print_table((f"on {name}", "bytes or count", "of the chip's", "known how"), rows)
-        layers = sorted(found.layers, key=lambda layer: -layer.instructions.value)[:_ROWS]
+        layers = sorted(found.layers, key=lambda layer: _price(layer, found), reverse=True)[:_ROWS]
         console.print_table(
             ("layer, dearest first", *_HEADER[1:]),
             [(layer.name, layer.kind, *_numbers(layer)) for layer in layers],
@@ -90,13 +90,20 @@ class Cost:
         bound = "the least there can be" if plan.size == plan.lower_bound else f"at least {plan.lower_bound:,} needed"
         fields = [("arena", f"{plan.size:,} bytes, {bound}"), ("run", self.known), ("fits", self._fits())]
         if (cycles := found.measured.all_cycles) is not None:
-            fields.insert(2, ("cycles", f"{cycles}, by Arm's timing tables, without wait states"))
+            fields.insert(2, ("cycles", f"{cycles}, {found.measured.timed}"))
         console.print_fields(fields)
 
     def _fits(self) -> str:
         if self.chip.flash is None and self.chip.ram is None:
             return "no --flash or --ram to compare with"
         return "yes" if self.fit.holds else f"no: {self.fit.text}"
+
+
+def _price(layer: "LayerCost", found: "Estimate") -> int:
+    """What layers are ordered by: instructions where they were counted, else cycles where these were."""
+    if found.measured.all_instructions is None and layer.cycles is not None:
+        return layer.cycles.high
+    return layer.instructions.value
 
 
 def _of(value: int, limit: int | None) -> str:
@@ -124,7 +131,7 @@ def section(estimate: "Estimate", plan: "Plan", fit: "Fit | None" = None, known:
     totals = [(total, f"{figure.value:,}", str(figure.how)) for total, figure in estimate.totals().items()]
     layers = [(layer.name, layer.kind, *_numbers(layer)) for layer in estimate.layers]
     if (cycles := estimate.measured.all_cycles) is not None:
-        totals.append(("cycles", str(cycles), "by Arm's timing tables"))
+        totals.append(("cycles", str(cycles), estimate.measured.timed))
     return (
         f'<section id="target"><h2>On {name}</h2>{verdict}'
         f"{_table(('total', 'bytes or count', 'known how'), totals)}<p>{escape(_printable(known))}</p>"

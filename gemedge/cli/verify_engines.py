@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gemedge.export.tflite_run import Runtime
     from gemedge.model import QuantizedModel
 
-TARGETS = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "rv32imc")
+TARGETS = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "rv32imc", "avr")
 Integers = dict[str, np.ndarray]
 Run = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], Integers]
 
@@ -44,7 +44,7 @@ def engines(model: "QuantizedModel", name: str, targets: Sequence[str]) -> list[
     found = [Engine("NumPy", f"numpy {np.__version__}", True, partial(_numpy, model))]
     found.append(Engine("C on this machine", _compiler(), True, partial(_host, model, name)))
     found += [
-        Engine(f"C on {target}", _version("ziglang", "zig"), True, partial(_emulated, model, name, target))
+        Engine(f"C on {target}", _cross_compiler(target), True, partial(_emulated, model, name, target))
         for target in targets
     ]
     found.append(
@@ -86,19 +86,18 @@ def _emulated(
     model: "QuantizedModel", name: str, target: str, _: Mapping[str, np.ndarray], integers: Mapping[str, np.ndarray]
 ) -> Integers:
     from gemedge.export import folder
-    from gemedge.export.build import FLASH_SIZE, RAM_SIZE
-    from gemedge.export.emulated import Emulated
-    from gemedge.targets import estimate, fits, target_named
+    from gemedge.export.device import device
+    from gemedge.export.emulated import TooLargeError
 
-    fit = fits(estimate(model, target_named(target)), FLASH_SIZE, RAM_SIZE)
-    if not fit.holds:
-        raise UnsupportedError(fit.text)
-    running = Emulated(folder.of_model(model, name), target)
     samples = []
-    for number in range(len(next(iter(integers.values())))):
-        one = running.run({name: array[number] for name, array in integers.items()})
-        layers = {model.layers[layer].output: array for layer, array in one.layers.items()}
-        samples.append(layers | _by_tensor(model, one.outputs))
+    try:
+        running = device(folder.of_model(model, name), target)
+        for number in range(len(next(iter(integers.values())))):
+            one = running.run({name: array[number] for name, array in integers.items()})
+            layers = {model.layers[layer].output: array for layer, array in one.layers.items()}
+            samples.append(layers | _by_tensor(model, one.outputs))
+    except TooLargeError as error:
+        raise UnsupportedError(str(error)) from error
     return {tensor: np.stack([sample[tensor] for sample in samples]) for tensor in samples[0]}
 
 
@@ -133,10 +132,21 @@ def _compiler() -> str:
     from gemedge.export.run import compilers
 
     try:
-        command = compilers()[0].command
+        return _first_line(compilers()[0].command)
+    except (IndexError, ToolError):
+        return ""
+
+
+def _cross_compiler(target: str) -> str:
+    return _first_line(["avr-gcc"]) if target == "avr" else _version("ziglang", "zig")
+
+
+def _first_line(command: Sequence[str]) -> str:
+    """The first line that a compiler says of its version; nothing where it is not there."""
+    try:
         said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)  # noqa: S603
         return said.stdout.partition("\n")[0][:60]
-    except (IndexError, OSError, subprocess.SubprocessError, ToolError):
+    except (OSError, subprocess.SubprocessError):
         return ""
 
 
