@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -244,6 +245,19 @@ def test_report_says_what_the_target_needs(files, capsys):
     assert "28,768" in shown
     assert "counted" in shown
     assert f"{told['cycles']['low']:,} to {told['cycles']['high']:,}, by Arm's timing tables" in shown
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("avr-gcc", "simavr"))), reason="avr-gcc and simavr are not installed")
+def test_a_report_shows_the_exact_cycles_of_an_avr(files, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert gemedge("report", *files, "--target", "avr", "--html", page, "--json") == 0
+    told = json.loads(capsys.readouterr().out)["target"]
+    assert (told["known"], told["timed"]) == ("one sample, emulated", "exact, emulated by simavr")
+    assert all(layer["cycles"]["low"] == layer["cycles"]["high"] > 0 for layer in told["layers"])
+    assert {layer["instructions"]["how"] for layer in told["layers"]} == {"estimated"}
+    assert f"<td>{told['cycles']['low']:,}</td><td>exact, emulated by simavr</td>" in page.read_text()
+    assert gemedge("report", *files, "--target", "avr") == 0
+    assert f"{told['cycles']['low']:,}, exact, emulated by simavr" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
