@@ -283,8 +283,11 @@ def test_every_tool_that_avr_misses_is_told_with_its_package(exported, capsys, m
     monkeypatch.setattr("shutil.which", lambda tool: None)
     monkeypatch.setattr("gemedge.export.avr_build.SIMAVR_HEADERS", tmp_path)
     assert run(exported, "avr") == 4
-    told = "avr-gcc, avr-objcopy, simavr, avr_mcu_section.h: apt-get install gcc-avr binutils-avr simavr libsimavr-dev"
-    assert capsys.readouterr().err == f"gemedge: {exported}: an emulated avr needs {told}\n"
+    told = (
+        "an emulated avr needs avr-gcc, avr-objcopy, simavr, avr_mcu_section.h, avr/io.h:"
+        " apt-get install gcc-avr binutils-avr simavr libsimavr-dev avr-libc"
+    )
+    assert capsys.readouterr().err == f"gemedge: {exported}: {told}\n"
 
 
 def test_what_does_not_fit_the_emulated_memory_is_refused_before_a_build(graphs, monkeypatch):

@@ -32,7 +32,7 @@ def require() -> None:
     absent = {tool: package for tool, package in _TOOLS.items() if shutil.which(tool) is None}
     if not (SIMAVR_HEADERS / "avr_mcu_section.h").is_file():
         absent["avr_mcu_section.h"] = "libsimavr-dev"
-    if "avr-gcc" not in absent and not _has_library():
+    if "avr-gcc" in absent or not _has_library():
         absent["avr/io.h"] = "avr-libc"
     if absent:
         packages = " ".join(dict.fromkeys(absent.values()))
