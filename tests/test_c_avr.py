@@ -53,7 +53,9 @@ AVR = [
     "-Wextra",
     "-Waddr-space-convert",
     "-Werror",
-    "-Wl,--section-start=.mmcu=0x910000",
+    "-ffunction-sections",  # as Arduino builds: at -O0 what nothing calls would not fit beside the rest
+    "-fdata-sections",
+    "-Wl,--gc-sections,--undefined=_mmcu,--section-start=.mmcu=0x910000",
 ]
 AVR += ["-I/usr/include/simavr/avr"]
 
