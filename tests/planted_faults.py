@@ -68,7 +68,8 @@ FAULTS = [
     Fault("the inner step of the operand before", C + "gemedge_loops.h", "(operand + 1u) * loops->rank - 1u", "operand * loops->rank", OPERATORS),
     Fault("an input's zero point forgotten", C + "gemedge_loops.h", " - of->format.zero;", ";", OPERATORS),
     # one number at a time
-    Fault("a table read one place late", C + "gemedge_elementwise.h", "(uint32_t)(q + 128)", "(uint32_t)(q + 129)", OPERATORS),
+    Fault("a table read one place late", C + "gemedge_elementwise.h", "centre = table + 128;", "centre = table + 129;", OPERATORS),
+    Fault("a wide table read one place late", C + "gemedge_elementwise.h", "(uint32_t)(q + 128)", "(uint32_t)(q + 129)", ACTIVATIONS),
     Fault("interpolation rounded down", C + "gemedge_elementwise.h", "(position & 127u) + 64)", "(position & 127u))", OPERATORS),
     Fault("interpolation from the wrong side", C + "gemedge_elementwise.h", "(position >> 7) + 1u", "(position >> 7)", OPERATORS),
     Fault("a clamp without its upper end", C + "gemedge_elementwise.h", "q < low ? low : q > high ? high : q", "q < low ? low : q", OPERATORS),
