@@ -23,6 +23,7 @@ import gemedge.nn as gnn
 from gemedge.capture import capture_module
 from gemedge.errors import DataError, UnsupportedError
 from gemedge.export import layout
+from gemedge.export.c_constants import Constants
 from gemedge.export.to_c import RUNTIME, Vectors, escaped, symbol, to_c
 from gemedge.fixed import QuantParams, Rounding
 from gemedge.model import SCHEMES, QuantizedModel
@@ -381,3 +382,11 @@ def test_what_has_no_c_is_refused_by_name(make, message):
 )
 def test_loops_that_visit_neighbours_are_one_loop(operands, order, sizes, moves):
     assert layout.loops((2, 3, 4), operands, order) == layout.Loops(sizes, moves)
+
+
+def test_constants_of_one_operator_have_names_of_their_own():
+    constants = Constants()
+    constants.prefix = "L0_dense"
+    first, second = (constants.array("weight", "int8_t", numbers) for numbers in ([1, 2], [3]))
+    assert first != second
+    assert constants.array("weight", "int8_t", [1, 2]) == first
