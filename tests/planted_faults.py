@@ -141,7 +141,7 @@ FAULTS = [
     Fault("a packed window that begins too early", C + "gemedge_packed.h", "window->dilation[1] == 1 && group_in == channels && left >= 0 && left", "window->dilation[1] == 1 && group_in == channels && left", SUMS),
     Fault("zero points added to biases", GENERATOR + "c_sums.py", "layer.bias.astype(np.int64) - zero * weights", "layer.bias.astype(np.int64) + zero * weights", SUMS),
     Fault("packed pairs of channels turned round", GENERATOR + "c_sums.py", "parts[:, :, :, 0] + 256 * parts[:, :, :, 1]", "parts[:, :, :, 1] + 256 * parts[:, :, :, 0]", SUMS),
-    Fault("a sum fused that others read", GENERATOR + "c_sums.py", "case [Activate() | Lookup() as reader] if", "case [Activate() | Lookup() as reader, *_] if", SUMS),
+    Fault("a sum fused that others read", GENERATOR + "c_sums.py", " if over.get(reader.output) == layer.output:", " if reader:", SUMS),
     # 16-bit activations by short forms
     Fault("a reciprocal's line followed half as far", C + "gemedge_activation.h", "((d.m >> 14) & 4095u)", "((d.m >> 15) & 4095u)", ACTIVATIONS),
     Fault("no correction of a reciprocal", C + "gemedge_activation.h", "return g - gemedge_upper_half(g, gemedge_upper_half(d.m, r));", "return g;", ACTIVATIONS),

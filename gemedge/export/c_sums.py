@@ -33,17 +33,16 @@ def scratch(model: QuantizedModel, orders: dict[str, Shape], layer: Op) -> int:
 def fused(model: QuantizedModel, plan: Plan) -> dict[str, Activate | Lookup]:
     """The tables of 8 bits that a convolution or dense layer applies to what it makes, by its name.
 
-    They read what nobody else does, and put theirs in its place.
+    They read what nobody else does, and put theirs in its place: what is given out keeps its own.
     """
     readers: dict[str, list[Op]] = {}
     for layer in model.layers:
         for name in layer.inputs:
             readers.setdefault(name, []).append(layer)
     over = {placement.tensor: placement.over for placement in plan.placements}
-    given_out = set(model.outputs.values())
     found = {}
     for layer in model.layers:
-        if isinstance(layer, Convolution | Dense) and layer.output not in given_out:
+        if isinstance(layer, Convolution | Dense):
             match readers.get(layer.output, []):
                 case [Activate() | Lookup() as reader] if over.get(reader.output) == layer.output:
                     bits = {model.tensors[name].quantized.bits for name in (layer.output, reader.output)}
