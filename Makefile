@@ -1,6 +1,7 @@
 # make demo   the main job on real data, from training to integers, in about a minute
 # make test   ruff, the type checker and the tests
-# make test-all   the exhaustive tests: more targets, which need compilers and emulators that pip does not have
+# make test-all   the exhaustive tests: more targets, which need compilers and emulators that pip does not have; an hour.
+#                 make test-all PART=2/5 runs every fifth of them, from the second
 # make docs   the documentation as a site, in build/site
 # make bench  what it costs, beside its peers, in build/bench: half an hour and more
 # All make .venv first and install what they need into it; a second run starts at once.
@@ -28,12 +29,13 @@ test: lint
 	@echo "gemedge: pytest with $(JOBS) workers"
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not exhaustive"
 
+PART ?= 1/1
 # Networks of other packages are among them, which are not installed for the tests above.
 test-all: $(INSTALLED)
 	@$(PIP) --no-deps torchvision
 	@$(PIP) timm transformers
-	@echo "gemedge: exhaustive tests with $(JOBS) workers"
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m exhaustive
+	@echo "gemedge: exhaustive tests, part $(PART), with $(JOBS) workers"
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m exhaustive --part $(PART)
 
 lint: $(INSTALLED)
 	@echo "gemedge: ruff and mypy"

@@ -1,8 +1,31 @@
-"""Where the tools can be installed, in CI, a skipped test is a failed one."""
+"""Where the tools can be installed, in CI, a skipped test is a failed one; and the tests in parts."""
 
+import argparse
 import os
+import re
 
 import pytest
+
+
+def part(text: str) -> slice:
+    """K/N as what takes the K-th of N parts of a list."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N")
+    return slice(int(found[1]) - 1, None, int(found[2]))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--part", type=part, default=slice(None), metavar="K/N", help="every N-th test, from the K-th")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """When -m and -k have chosen, so that each part has its share of every table."""
+    chosen = items[config.getoption("part")]
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
 
 
 @pytest.hookimpl(wrapper=True)

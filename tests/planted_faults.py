@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from time import perf_counter
 
 ROOT = Path(__file__).parents[1]
 C, GENERATOR = "gemedge/export/c_runtime/", "gemedge/export/"
@@ -203,16 +204,17 @@ def main() -> int:
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / source.name)
             copies.put(copy)
 
-        def judged(fault: Fault) -> bool:
-            copy = copies.get()
+        def judged(fault: Fault) -> tuple[bool, float]:
+            copy, begin = copies.get(), perf_counter()
             try:
-                return survives(fault, copy)
+                return survives(fault, copy), perf_counter() - begin
             finally:
                 copies.put(copy)
 
         left = []
-        for fault, lives in zip(faults, pool.map(judged, faults), strict=True):
-            print(f"{'SURVIVES' if lives else 'found':<9}{fault.file.rpartition('/')[2]:<24}{fault.what}", flush=True)
+        for fault, (lives, seconds) in zip(faults, pool.map(judged, faults), strict=True):
+            file = fault.file.rpartition("/")[2]
+            print(f"{'SURVIVES' if lives else 'found':<9}{seconds:4.0f} s  {file:<24}{fault.what}", flush=True)
             left += [fault] if lives else []
     print(f"{len(faults) - len(left)} of {len(faults)} planted faults make a test fail")
     return 1 if left else 0

@@ -1,7 +1,8 @@
 """`gemedge export` with bad input: one row for each way, run as a user runs it.
 
-Each row ends with its exit status, one line on stderr that names the file and the cause, in under 10 seconds
-of processor time and 2 GB. Nothing that the file holds is run, and its folder is as it was before.
+Each row ends with its exit status, one line on stderr that names the file and the cause, in bounded time
+and 2 GB. Nothing that the file holds is run, and its folder is as it was before. (pytest --junitxml=FILE writes each
+row's processor time.)
 """
 
 import ctypes
@@ -30,7 +31,7 @@ from torch import nn
 
 import gemedge.nn
 
-SECONDS = 10
+SECONDS = 60  # of processor time: many times what a row takes; a stop for what grows without end, no measure
 BYTES = 2 << 30
 ROOT = Path(__file__).parent.parent
 MARKER = "marker"
@@ -50,7 +51,6 @@ class Row:
     environment: dict[str, str | None] = field(default_factory=dict)
     names_the_file: bool = True
     output: str = "out.onnx"
-    seconds: int = SECONDS
 
 
 @dataclass(frozen=True)
@@ -518,7 +518,7 @@ ROWS: dict[str, Row] = {
         helper.make_node("Add", ["x", "w"], ["y"]), initializer=[weight("w", np.ones(3, "f"))], change=lying_dims)),
     "a name that is not UTF-8": Row(3, "", lambda marker: relu(marker).replace(b"Relu", b"Rel\xff")),
     "200 nested ifs": Row(3, "it is no sound ONNX model", nested_ifs(200)),
-    "a loop without end": Row(3, "it took more than", loop(1 << 60), seconds=12),
+    "a loop without end": Row(3, "it took more than", loop(1 << 60)),
     "a text as input": Row(4, "output 'y' is a tensor(string); it must be one of tensor(float)", onnx_of(
         helper.make_node("StringNormalizer", ["x"], ["y"]), inputs=(("x", 8, [3]),), outputs=(("y", 8, ["a"]),))),
     "a sequence as output": Row(4, "output 'y' is a seq(tensor(float))", onnx_of(
@@ -692,7 +692,7 @@ ROWS: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("name", thinned(ROWS, 4))
-def test_bad_input_is_one_line_and_a_status(name, tmp_path):
+def test_bad_input_is_one_line_and_a_status(name, tmp_path, record_property):
     row = ROWS[name]
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -703,13 +703,14 @@ def test_bad_input_is_one_line_and_a_status(name, tmp_path):
     arguments = ["export", "-o", row.output, *row.arguments, "--", model]
     result = ended(start(folder, arguments, before=row.before, **row.environment), folder)
     after = content_of(folder)
+    record_property("seconds", result.seconds)
 
     assert "Traceback" not in result.stderr
     assert result.status == row.status, result
     assert row.says in result.stderr
     assert all(character.isprintable() or character == "\n" for character in result.stdout + result.stderr)
     assert not (folder / MARKER).exists()
-    assert result.seconds < row.seconds
+    assert result.seconds < SECONDS
     assert result.memory < BYTES
     if row.status == 0:
         assert {path: after[path] for path in before} == before
