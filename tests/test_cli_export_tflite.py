@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -123,6 +124,15 @@ def test_without_a_runtime_the_error_says_what_to_install(quantized, monkeypatch
         capsys.readouterr().err
     )
     assert gemedge("export", quantized, "--format", "tflite", "--no-check", "-q") == 0
+
+
+def test_a_runtime_that_is_not_there_is_told_beside_the_one_that_compares(quantized, monkeypatch, capsys):
+    (litert,) = (runtime for runtime in tflite_run.runtimes() if runtime.name == LITERT)
+    monkeypatch.setattr(tflite_run, "runtimes", lambda: [litert])
+    assert gemedge("export", quantized, "--format", "tflite") == 0
+    told = capsys.readouterr().out
+    assert f"{litert}" in told
+    assert re.search(rf"{MICRO} +not compared, as it is not installed: pip install tflite-micro", told)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,14 @@ def test_quantize_tells_its_findings_and_q_keeps_quiet(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_json_has_the_notes_on_the_data(folder, capsys):
+    onnx.save(onnx.parser.parse_model(TEXT.replace("batch", "3")), "three.onnx")
+    assert _status(["quantize", "three.onnx", "--data", "d.npz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [
+        "the model takes 3 samples at a time; the last 1 are left out"
+    ]
+
+
 def test_calibrate_names_the_tensors_that_quantize_asks_for(folder, capsys):
     assert _status(["calibrate", "m.onnx", "--data", "d.npz", "-o", "r.json"]) == 0
     assert list(Ranges.from_json((folder / "r.json").read_bytes())) == ["x", "h", "g", "z"]

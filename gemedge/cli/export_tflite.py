@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gemedge.export.to_tflite import Written
     from gemedge.model import QuantizedModel
 
-    Checked = dict[str, list[LayerDifference] | str]  # a runtime that does not take the file says why
+    Checked = dict[str, list[LayerDifference] | str]  # why, where a runtime is not there or does not take the file
 
 _MOST_LSB = 1  # a layer's, where a runtime rounds by a law of its own
 
@@ -75,7 +75,7 @@ def _checked(model: "QuantizedModel", written: "Written", gem: "Form | None") ->
             found[str(runtime)] = str(error)
     if all(isinstance(layers, str) for layers in found.values()):
         raise UnsupportedError("; ".join(str(why) for why in found.values()))
-    return found
+    return found | {name: f"not compared, as it is not installed: {install}" for name, install in tflite_run.missing()}
 
 
 def _check_layers(
