@@ -1,7 +1,7 @@
 # make demo   the main job on real data, from training to integers, in about a minute
 # make test   ruff, the type checker and the tests
-# make test-all   the exhaustive tests: more targets, which need compilers and emulators that pip does not have; an hour.
-#                 make test-all PART=2/5 runs every fifth of them, from the second
+# make test-all   every code and every target, which need compilers and emulators that pip does not have, and what takes
+#                 long: an hour. make test-all PART=2/5 runs every fifth of those that take long, from the second
 # make docs   the documentation as a site, in build/site
 # make bench  what it costs, beside its peers, in build/bench: half an hour and more
 # All make .venv first and install what they need into it; a second run starts at once.
@@ -27,15 +27,15 @@ demo: $(INSTALLED)
 
 test: lint
 	@echo "gemedge: pytest with $(JOBS) workers"
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not exhaustive"
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not exhaustive and not long"
 
 PART ?= 1/1
 # Networks of other packages are among them, which are not installed for the tests above.
 test-all: $(INSTALLED)
 	@$(PIP) --no-deps torchvision
 	@$(PIP) timm transformers
-	@echo "gemedge: exhaustive tests, part $(PART), with $(JOBS) workers"
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m exhaustive --part $(PART)
+	@echo "gemedge: exhaustive tests, part $(PART) of the long ones, with $(JOBS) workers"
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m "exhaustive or long" --part $(PART)
 
 lint: $(INSTALLED)
 	@echo "gemedge: ruff and mypy"

@@ -1,4 +1,4 @@
-"""Where the tools can be installed, in CI, a skipped test is a failed one; and the tests in parts."""
+"""Where the tools can be installed, in CI, a skipped test is a failed one; and tests that take long run in parts."""
 
 import argparse
 import os
@@ -16,16 +16,18 @@ def part(text: str) -> slice:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--part", type=part, default=slice(None), metavar="K/N", help="every N-th test, from the K-th")
+    parser.addoption(
+        "--part", type=part, default=slice(None), metavar="K/N", help="every N-th long test, from the K-th"
+    )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """When -m and -k have chosen, so that each part has its share of every table."""
-    chosen = items[config.getoption("part")]
-    kept = set(chosen)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = chosen
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = set(long) - set(long[config.getoption("part")])
+    config.hook.pytest_deselected(items=list(others))
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -82,7 +82,7 @@ def test_an_exponent_is_that_of_the_growth_and_neither_may_be_worse_than_linear(
         assert row.reached is reached
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_every_benchmark_runs_and_is_collected(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "-o", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)

@@ -64,7 +64,7 @@ def listed() -> dict[str, str]:
     return {rule: where for rules, where in rows for rule in rules.split(", ")}
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_cppcheck_reports_no_rule_but_those_with_a_reason(tmp_path):
     reported: dict[str, str] = {}
     for scheme in ("int8", "int16x8"):

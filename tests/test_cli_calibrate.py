@@ -104,7 +104,7 @@ def test_a_bad_model_is_named(folder, capsys):
     assert capsys.readouterr().err.startswith("gemedge: m.onnx: ")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_a_dask_scheduler_without_encryption_is_warned_of(capsys):
     assert run("--data", "d.npz", "--scheduler", "tcp://127.0.0.1:9") == 2
     lines = capsys.readouterr().err.splitlines()

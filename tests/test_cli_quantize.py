@@ -51,10 +51,7 @@ def trained(tmp_path_factory):
     ("scheme", "drop"),
     [
         ("int8", 0.011),
-        *(
-            pytest.param(*row, marks=pytest.mark.exhaustive)
-            for row in (("int16x8", 0.004), ("q7", 0.02), ("q15", 0.004))
-        ),
+        *(pytest.param(*row, marks=pytest.mark.long) for row in (("int16x8", 0.004), ("q7", 0.02), ("q15", 0.004))),
     ],
 )
 def test_a_trained_network_keeps_its_accuracy_in_integers(trained, scheme, drop, tmp_path, capsys, monkeypatch):
@@ -82,7 +79,7 @@ def test_errors_are_listed_worst_first_and_as_json(trained, tmp_path, capsys):
     assert all(error["saturated"] < 0.01 for error in told["errors"])
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_edited_ranges_are_taken_and_too_narrow_ones_show_as_saturation(trained, tmp_path, capsys):
     folder = trained[0]
     ranges, made = tmp_path / "r.json", tmp_path / "m.gemq"

@@ -213,7 +213,7 @@ def test_the_page_needs_nothing_from_elsewhere(folder, tmp_path, monkeypatch):
     assert "@import" not in text
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_a_deep_network_has_a_small_page_with_histograms_of_the_worst(deep):
     text = deep.read_text()
     assert deep.stat().st_size < 5_000_000

@@ -82,13 +82,13 @@ def started(tmp_path_factory):
     return folder
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_every_block_of_the_readme_runs_and_prints_what_it_shows(tmp_path):
     run_page(ROOT / "README.md", tmp_path)
     assert (tmp_path / "model.onnx").exists()
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_every_block_of_getting_started_runs_and_leaves_its_files(started):
     made = {"model.pt", "model.onnx", "model.gemq", "out.npz", "report.html", "out"}
     assert made <= {path.name for path in started.iterdir()}
@@ -96,7 +96,7 @@ def test_every_block_of_getting_started_runs_and_leaves_its_files(started):
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=() if page.name in QUICK else pytest.mark.exhaustive, id=page.stem) for page in TASKS],
+    [pytest.param(page, marks=() if page.name in QUICK else pytest.mark.long, id=page.stem) for page in TASKS],
 )
 def test_every_block_of_a_task_runs_and_prints_what_it_shows(page, request, tmp_path):
     folder = tmp_path

@@ -204,7 +204,7 @@ def test_no_samples_are_refused():
 # From the command line
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_both_are_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     gnn.save(unbalanced(nn.ReLU()), "m.pt", torch.from_numpy(IMAGES[:1]))

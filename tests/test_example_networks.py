@@ -103,7 +103,7 @@ def test_a_network_of_mlperf_tiny_has_its_size_and_shapes(name, monkeypatch):
     assert model(torch.zeros(2, *given)).shape == (2, *made)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_activations_are_compared_in_one_pipeline(tmp_path):
     printed = run(tmp_path, "compare_activations.py", "--seeds", "1", "--epochs", "1")
     rows = re.findall(r"^([A-Z][^\n]*?) +([\d.]+) \+- [\d.]+ +([-\d. ]+)$", printed, re.MULTILINE)
@@ -146,7 +146,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.parametrize(("package", "swapped"), [("torchvision", 9), ("timm", 12), ("transformers", 2)])
 def test_activations_of_other_packages_networks_are_replaced(package, swapped, tmp_path):
     if importlib.util.find_spec(package) is None:
@@ -169,7 +169,7 @@ LARGE = [("gpt2", "function"), ("gpt2", "primitive"), ("gpt2", "custom"), ("vit_
          ("vit_small", "primitive"), ("bert_small", "function"), ("bert_small", "custom")]  # fmt: skip
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.parametrize(("network", "form"), LARGE)
 def test_a_large_network_is_exported_and_compared_in_bounded_time_and_memory(network, form, tmp_path):
     printed = run(tmp_path, "export_large.py", network, "--gem", form)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.exhaustive  # a minute and a half, of which `make demo` shows the same
+pytestmark = pytest.mark.long  # a minute and a half, of which `make demo` shows the same
 
 
 @pytest.fixture(scope="module")

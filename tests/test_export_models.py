@@ -420,7 +420,7 @@ for name in ("cnn", "gpt"):
 """
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_the_same_model_gives_the_same_bytes_in_another_folder_locale_and_hash_seed(tmp_path):
     here = str(Path(__file__).parent)
     package = str(Path(gnn.__file__).parents[1])

@@ -20,7 +20,7 @@ def test_the_faults_are_many_and_each_is_another():
     assert len({(fault.file, fault.old, fault.new) for fault in FAULTS}) == len(FAULTS) >= 60
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
 def test_a_planted_fault_makes_a_test_fail(fault, copy):
     board = BOARDS["cortex-m55"]

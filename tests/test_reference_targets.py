@@ -21,7 +21,7 @@ from gemedge.export.to_c import Vectors
 from gemedge.model import QuantizedModel
 from gemedge.quant.simulate import border, entered, run, simulate
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.long
 
 SAMPLES = 16
 BESIDE = 3072  # bytes of RAM beside the arena: the outputs, the self-test's own, and the stack

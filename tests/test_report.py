@@ -46,7 +46,7 @@ def loud(network):
     return Float.of(module, samples, COMPARED[network])
 
 
-each_network = pytest.mark.parametrize("network", ["cnn", pytest.param("resnet20", marks=pytest.mark.exhaustive)])
+each_network = pytest.mark.parametrize("network", ["cnn", pytest.param("resnet20", marks=pytest.mark.long)])
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 

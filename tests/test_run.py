@@ -26,6 +26,7 @@ from gemedge.quant import simulate as simulating
 from gemedge.quant.quantize import quantize
 
 CASES = [("int8", Rounding.SINGLE), ("int8", Rounding.DOUBLE), ("int16x8", Rounding.SINGLE), ("q15", Rounding.SINGLE)]
+LEVELS = ("-O0", "-O3", "-Os")
 QUICK = ("cortex-m4", "cortex-m0plus", "rv32imc")
 
 
@@ -81,12 +82,12 @@ def test_every_layer_is_simulates_on_an_emulated_target(graphs, target, scheme, 
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("level", ["-O0", "-O3", "-Os"])
 @pytest.mark.parametrize("target", CPUS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_of_every_network_is_simulates_on_every_target(graphs, name, target, level):
-    for scheme, rounding in CASES:
-        emulate(*quantized(graphs, name, scheme, rounding), target, level)
+def test_every_layer_of_every_network_is_simulates_on_every_target(graphs, name, target):
+    """At one level for each format, another one at each network and target: every pair of the four is met."""
+    for place, (scheme, rounding) in enumerate(CASES, list(NETWORKS).index(name) + list(CPUS).index(target)):
+        emulate(*quantized(graphs, name, scheme, rounding), target, LEVELS[place % len(LEVELS)])
 
 
 def test_what_a_run_takes_is_the_sum_of_what_its_layers_take(graphs):

@@ -178,7 +178,7 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_the_file_of_layers_gives_the_same_bytes_again(files, tmp_path, capsys):
     made, again, plot = tmp_path / "m.gemq", tmp_path / "n.gemq", tmp_path / "front.svg"
     given = ("quantize", files / "net.pt", "--data", files / "data.npz")
@@ -194,7 +194,7 @@ def test_the_file_of_layers_gives_the_same_bytes_again(files, tmp_path, capsys):
     assert plot.read_text().startswith("<?xml")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 def test_accuracy_is_sought_with_labels(files, tmp_path, capsys):
     given = ("quantize", files / "net.pt", "--data", files / "data.npz", "-o", tmp_path / "m.gemq", "--json")
     options = ("--budget", "flash=20k", "--metric", "accuracy", "--labels", files / "labels.npy", "--target", "avr")

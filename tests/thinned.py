@@ -7,7 +7,5 @@ import pytest
 
 
 def thinned(rows: Iterable[Any], step: int) -> list[Any]:
-    """The rows; all but every step-th are exhaustive."""
-    return [
-        row if index % step == 0 else pytest.param(row, marks=pytest.mark.exhaustive) for index, row in enumerate(rows)
-    ]
+    """The rows; all but every step-th are long."""
+    return [row if index % step == 0 else pytest.param(row, marks=pytest.mark.long) for index, row in enumerate(rows)]
