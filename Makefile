@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 
 test: lint
 	@echo "gemedge: pytest with $(JOBS) workers"
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m "not exhaustive and not long"
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "not exhaustive and not long"
 
 PART ?= 1/1
 # Networks of other packages are among them, which are not installed for the tests above.
@@ -35,7 +35,7 @@ test-all: $(INSTALLED)
 	@$(PIP) --no-deps torchvision
 	@$(PIP) timm transformers
 	@echo "gemedge: exhaustive tests, part $(PART) of the long ones, with $(JOBS) workers"
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) -m "exhaustive or long" --part $(PART)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m "exhaustive or long" --part $(PART)
 
 lint: $(INSTALLED)
 	@echo "gemedge: ruff and mypy"

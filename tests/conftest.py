@@ -1,10 +1,23 @@
-"""Where the tools can be installed, in CI, a skipped test is a failed one; and tests that take long run in parts."""
+"""Where the tools can be installed, in CI, a skipped test is a failed one; tests that take long run in parts; and
+gemedge's child processes are forked from the tests' own.
+"""
 
 import argparse
 import os
 import re
+import signal
+import subprocess
+from types import SimpleNamespace
 
 import pytest
+from forked_children import popen
+
+from gemedge import confined
+
+
+def pytest_configure():
+    """Some tests interrupt what they run, which a shell's & lets programs ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def part(text: str) -> slice:
@@ -37,3 +50,12 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_children():
+    """Not where numeric libraries have threads, which a fork does not take along."""
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        confined.subprocess = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
+    yield
+    confined.subprocess = subprocess

@@ -79,6 +79,7 @@ def test_a_second_reading_of_the_demos_network_gives_the_same_integers(scheme):
         np.testing.assert_array_equal(ours[layer.name], np.broadcast_to(theirs[layer.output], ours[layer.name].shape))
 
 
+@pytest.mark.exhaustive
 def test_the_networks_are_trained(trained):
     *_, logits, _ = trained
     labels = mnist.load()[3].numpy()

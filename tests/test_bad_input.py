@@ -691,7 +691,7 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", thinned(ROWS, 4))
+@pytest.mark.parametrize("name", thinned(ROWS, 10))
 def test_bad_input_is_one_line_and_a_status(name, tmp_path, record_property):
     row = ROWS[name]
     folder = tmp_path / "folder"

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from test_prepare import assert_same, op_types, parsed
+from thinned import thinned
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,7 +82,7 @@ def captured(function: Callable[[Tensor], Tensor]) -> ir.Model:
 SPREAD = np.linspace(-4, 4, 1001 * 8, dtype=np.float32).reshape(-1, 8)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, 3))
 def test_a_chain_becomes_one_node_that_computes_the_same(name):
     model = captured(FUNCTIONS[name][0])
     made = prepare(model)
@@ -106,7 +107,7 @@ def test_every_code_of_8_bits_gets_the_correctly_rounded_value(name, scheme):
     np.testing.assert_array_equal(layer.table, wanted)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, 3))
 def test_tables_of_16_bits_hold_rounded_values_and_the_line_between_is_near(name):
     exact = FUNCTIONS[name][1]
     model = prepare(captured(FUNCTIONS[name][0])).model

@@ -281,6 +281,7 @@ def test_hostile_names_run_nothing_in_a_browser(hostile, tmp_path):
 
 
 @in_browser
+@pytest.mark.long
 def test_the_page_of_a_deep_network_opens_in_bounded_time(deep, tmp_path, record_property):
     script = "document.body.getBoundingClientRect();window.told=performance.now()"
     _, milliseconds = browser(deep, tmp_path, script)

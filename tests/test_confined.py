@@ -123,7 +123,7 @@ def test_a_parent_that_ends_leaves_no_child(name, tmp_path):
     child = int(when_written(tmp_path / "pid"))
     assert not is_gone(child)
     parent.send_signal(getattr(signal, name))
-    parent.wait()
+    parent.wait(60)
     deadline = time.monotonic() + 30
     while not is_gone(child) and time.monotonic() < deadline:
         time.sleep(0.01)

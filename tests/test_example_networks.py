@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from thinned import thinned
 
 import gemedge.nn as gnn
 from gemedge import model_file
@@ -39,12 +38,10 @@ class Row:
     emulated: tuple[str, ...] = ()
 
 
-FAST = [
+ROWS = [
     Row("train_images.py", "mlp", 60, 60, (5, 1, 6, 0.5), tuple(SCHEMES)),
     Row("train_motion.py", "autoencoder", 100, 90, (5, 1, 6, 0.5), ("int8", "int16x8")),
     Row("train_text.py", "gpt", 40, 20, (5, 1, 6, 0.5)),
-]
-SLOW = [
     Row("train_images.py", "cnn", 300, 75, (2, 1, 4, 0.5), tuple(SCHEMES)),
     Row("train_images.py", "resnet8", 120, 65, (4, 1, 6, 0.5), ("int8",)),
     Row("train_images.py", "mobilenet", 300, 85, (10, 3, 20, 2)),
@@ -55,11 +52,8 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize(
-    "row",
-    thinned([*FAST, *SLOW], len(FAST) + len(SLOW)),
-    ids=lambda row: row.network,
-)
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.network)
 def test_a_reference_network_is_trained_exported_and_runs_in_integers(row, tmp_path):
     printed = run(tmp_path, row.script, row.network, "--steps", str(row.steps))
     (reached,) = re.findall(rf"^{row.network}: [\d,]+ parameters, \w+ ([\d.]+)% on", printed, re.MULTILINE)
