@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -72,6 +73,7 @@ def _become(job: str, files: Sequence[int], env: Mapping[str, str], noise: int) 
         os.dup2(noise, 2)
         sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
         os.environ.update(env)
+        warnings.resetwarnings()  # which are errors in tests
         confined._child(job, *files)
     except BaseException:
         traceback.print_exc()
