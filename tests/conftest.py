@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -54,8 +55,8 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_children():
-    """Not where numeric libraries have threads, which a fork does not take along."""
-    if os.environ.get("OMP_NUM_THREADS") == "1":
+    """Not where numeric libraries have threads, which a fork does not take along, nor where systems break by forks."""
+    if os.environ.get("OMP_NUM_THREADS") == "1" and sys.platform == "linux":
         confined.subprocess = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
     yield
     confined.subprocess = subprocess

@@ -5,18 +5,19 @@ it ends are tested with children of their own: tests/test_confined.py, and all t
 """
 
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from gemedge import confined
 
-JOBS = ("gemedge.capture.job:run", "gemedge.export.check:run", "gemedge.quant.job")
+CAPTURE = "gemedge.capture.job:run"
+JOBS = (CAPTURE, "gemedge.export.check:run", "gemedge.quant.job")
 
 
 def popen(command: Sequence[str], *, env: Mapping[str, str], stdout: IO[bytes], **rest: Any) -> Any:
@@ -24,7 +25,7 @@ def popen(command: Sequence[str], *, env: Mapping[str, str], stdout: IO[bytes], 
     child, job = command[-5:-3]
     if child != "gemedge.confined" or not job.startswith(JOBS):
         return subprocess.Popen(command, env=env, stdout=stdout, **rest)
-    if job == JOBS[0]:
+    if job == CAPTURE:
         _warm()
     return Forked(job, [int(number) for number in command[-3:]], env, stdout.fileno())
 
@@ -32,26 +33,21 @@ def popen(command: Sequence[str], *, env: Mapping[str, str], stdout: IO[bytes], 
 class Forked:
     """What gemedge.confined uses of subprocess.Popen."""
 
-    def __init__(self, job: str, files: Sequence[int], env: Mapping[str, str], noise: int) -> None:
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            _become(job, files, env, noise)
+    def __init__(self, *child: Any) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=_become, args=child)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns where a process has threads
+            self._process.start()
 
     def poll(self) -> int | None:
-        return self._ended(os.WNOHANG)
+        return self._process.exitcode
 
     def wait(self) -> int | None:
-        return self._ended(0)
+        self._process.join()
+        return self._process.exitcode
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-    def _ended(self, how: int) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, how)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+        self._process.kill()
 
 
 @functools.cache
@@ -65,18 +61,12 @@ def _warm() -> None:
 
 
 def _become(job: str, files: Sequence[int], env: Mapping[str, str], noise: int) -> None:
-    try:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(noise, 1)
-        os.dup2(noise, 2)
-        sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
-        os.environ.update(env)
-        warnings.resetwarnings()  # which are errors in tests
-        confined._child(job, *files)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(1)
+    """Lay aside what is the tests': handlers of signals, captured output, and that warnings are errors."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)
+    os.dup2(noise, 1)
+    os.dup2(noise, 2)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
+    warnings.resetwarnings()
+    os.environ.update(env)
+    confined._child(job, *files)

@@ -131,7 +131,7 @@ def test_a_runtime_that_is_not_there_is_told_beside_the_one_that_compares(quanti
     monkeypatch.setattr(tflite_run, "runtimes", lambda: [litert])
     assert gemedge("export", quantized, "--format", "tflite") == 0
     told = capsys.readouterr().out
-    assert f"{litert}" in told
+    assert str(litert) in told
     assert re.search(rf"{MICRO} +not compared, as it is not installed: pip install tflite-micro", told)
 
 

@@ -282,11 +282,10 @@ def test_hostile_names_run_nothing_in_a_browser(hostile, tmp_path):
 
 @in_browser
 @pytest.mark.long
-def test_the_page_of_a_deep_network_opens_in_bounded_time(deep, tmp_path, record_property):
+def test_the_page_of_a_deep_network_opens_in_two_seconds(deep, tmp_path):
     script = "document.body.getBoundingClientRect();window.told=performance.now()"
     _, milliseconds = browser(deep, tmp_path, script)
-    record_property("milliseconds", milliseconds)
-    assert milliseconds < 20_000  # a page that grows without bound; 2 s are asked of a quiet machine
+    assert milliseconds < 2000
 
 
 def test_integers_that_equal_the_floats_have_no_causes(tmp_path, monkeypatch, capsys):

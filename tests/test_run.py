@@ -11,6 +11,7 @@ import pytest
 import torch
 from float_runs import float_tensors, ranges_of
 from networks import NETWORKS
+from thinned import thinned
 
 import gemedge.nn as gnn
 from gemedge import model_file
@@ -82,11 +83,13 @@ def test_every_layer_is_simulates_on_an_emulated_target(graphs, target, scheme, 
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("turn", thinned(range(len(LEVELS)), len(LEVELS)))
 @pytest.mark.parametrize("target", CPUS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_of_every_network_is_simulates_on_every_target(graphs, name, target):
-    """At one level for each format, another one at each network and target: every pair of the four is met."""
-    for place, (scheme, rounding) in enumerate(CASES, list(NETWORKS).index(name) + list(CPUS).index(target)):
+def test_every_layer_of_every_network_is_simulates_on_every_target(graphs, name, target, turn):
+    """A turn has one level for each format, another at each network and target, and meets every pair of the four."""
+    first = turn + list(NETWORKS).index(name) + list(CPUS).index(target)
+    for place, (scheme, rounding) in enumerate(CASES, first):
         emulate(*quantized(graphs, name, scheme, rounding), target, LEVELS[place % len(LEVELS)])
 
 

@@ -217,8 +217,11 @@ def command(
     files.write(written, force=force)
     if as_json:
         told: dict[str, Any] = {} if front is None else {"front": quantize_budget.front_as_json(front)}
-        told |= {"notes": [*captured.notes, *notes], "findings": [*findings, *weak]}
-        told |= {"steps": [asdict(step) for step in steps]}
+        told |= {
+            "steps": [asdict(step) for step in steps],
+            "notes": [*captured.notes, *notes],
+            "findings": [*findings, *weak],
+        }
         console.print_json(_summary(quantized, errors, target, len(content)) | told)
     elif not quiet:
         if front is not None:
